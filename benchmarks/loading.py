@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cusa.cli.console import quiet_libraries
+from cusa.data.environment import cpu_count
 from cusa.data.records import Record
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.index import Index, write_index
@@ -51,7 +52,6 @@ from cusa.data.store.shards import ShardHeader, write_shard
 from cusa.data.store.split_table import SplitTable
 from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.data.worker_pool import WorkerPool
-from cusa.stages.machine import cpu_count
 from cusa.train.assemble import student_sources
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs

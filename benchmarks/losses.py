@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from cusa.stages.machine import cpu_count
+from cusa.data.environment import cpu_count
 from cusa.train.loss.config import TERMS, LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.loss.tiled import default_tile_rows

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from cusa.cli.console import quiet_libraries
 from cusa.data.captions import normalize_caption
 from cusa.data.datasets import load_dataset
+from cusa.data.environment import cpu_count
 from cusa.data.records import Dataset, iter_captions
 from cusa.data.store.shards import ShardHeader
 from cusa.precompute.image_source import ImageFiles
@@ -38,7 +39,7 @@ from cusa.precompute.reading import ImageReader
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher
-from cusa.stages.machine import cpu_count, pick_device
+from cusa.stages.machine import pick_device
 
 from timing import in_turns
 

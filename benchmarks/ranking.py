@@ -32,13 +32,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from cusa.data.environment import cpu_count
 from cusa.eval.evaluators.retrieval.measure import (
     cross_modal_recalls,
     cross_modal_recalls_from_scores,
 )
 from cusa.eval.metrics.by_class import image_retrieval
 from cusa.eval.search.approximate import make_index, recall_of_exact
-from cusa.stages.machine import cpu_count
 
 from timing import in_turns
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from cusa.cli.console import quiet_libraries
-from cusa.stages.machine import cpu_count
+from cusa.data.environment import cpu_count
 from cusa.train.loss.config import TERMS, LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.student import Student

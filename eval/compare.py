@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from cusa.data.errors import RunError
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
-from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
+from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, two_sided_p
 from cusa.eval.metrics.correlation import ScoredPairs, resampled_spearman, spearman
 from cusa.eval.metrics.per_query import Rankings, Ties
 from cusa.eval.metrics.recalls import RECALL_NAMES, recall_sum
@@ -43,13 +43,16 @@ class Difference(TypedDict):
 
 
 class ComparisonRow(TypedDict):
-    """One figure of all models; the first model has no difference."""
+    """One figure of all models.
+
+    The first model has no difference, nor has a model that lacks the figure.
+    """
 
     suite: str
     set: str
     head: str
     metric: str
-    values: list[float]
+    values: list[float | None]
     differences: list[Difference | None]
 
 
@@ -88,9 +91,9 @@ def compare(
     rows: list[ComparisonRow] = []
     for suite in models[0]:
         if suite in shared_suites:
-            queries_of_models = list(map(itemgetter(suite), models))
-            _check_alike(suite, queries_of_models)
-            rows += _suite_rows(suite, queries_of_models, bootstrap)
+            for row in suite_rows(suite, list(map(itemgetter(suite), models)), bootstrap):
+                if None not in row["values"]:
+                    rows.append(row)
     if not rows:
         raise _nothing_in_common("figure")
     names = [next(iter(model.values())).name for model in models]
@@ -109,20 +112,27 @@ def _nothing_in_common(name: str) -> RunError:
     return RunError(message, name=name)
 
 
-def _suite_rows(
+def suite_rows(
     suite: str,
     queries_of_models: Sequence[Queries],
     bootstrap: Bootstrap,
 ) -> Iterator[ComparisonRow]:
-    """Yield a row for each figure that all models have."""
+    """Yield a row for each figure of the first model.
+
+    Args:
+        suite: The suite.
+        queries_of_models: The queries of each model in that suite.
+        bootstrap: Number of resamplings and seed.
+
+    Raises:
+        RunError: If the models were measured on different data or with different rules for ties.
+    """
+    _check_alike(suite, queries_of_models)
     figures_of_models = []
     for queries in queries_of_models:
         figures_of_models.append(dict(_figures(queries, bootstrap)))
-    shared_keys = set(figures_of_models[0]).intersection(*figures_of_models[1:])
     for figure_key in figures_of_models[0]:
-        if figure_key in shared_keys:
-            figures = list(map(itemgetter(figure_key), figures_of_models))
-            yield _row(suite, figure_key, figures)
+        yield _row(suite, figure_key, [figures.get(figure_key) for figures in figures_of_models])
 
 
 def _check_alike(
@@ -222,7 +232,7 @@ def _resample(
 ) -> dict[str, Samples]:
     """Compute and resample the metrics that the rankings have."""
     values = rankings.values(ties)
-    samples = resampled_means(values, bootstrap, rankings.clusters)
+    samples = rankings.resampled(ties, bootstrap)
     figures = {}
     for metric in metrics:
         if metric in values and len(values[metric]):
@@ -233,23 +243,16 @@ def _resample(
 def _row(
     suite: str,
     figure_key: FigureKey,
-    figures: Sequence[Samples],
+    figures: Sequence[Samples | None],
 ) -> ComparisonRow:
-    values = [float(figure[0]) for figure in figures]
+    """Make the row of a figure that the first model has."""
+    first = figures[0]
+    assert first is not None, "rows are of the first model's figures"
+    values: list[float | None] = [float(first[0])]
     differences: list[Difference | None] = [None]
     for figure in figures[1:]:
-        paired = figure - figures[0]
-        samples = paired[1:]
-        samples = samples[~np.isnan(samples)]
-        low, high = interval(samples) or (None, None)
-        differences.append(
-            {
-                "difference": float(paired[0]),
-                "low": low,
-                "high": high,
-                "p_two_sided": two_sided_p(samples) if len(samples) else None,
-            }
-        )
+        values.append(None if figure is None else float(figure[0]))
+        differences.append(None if figure is None else _difference(figure - first))
     return {
         "suite": suite,
         "set": figure_key.data_set,
@@ -257,4 +260,16 @@ def _row(
         "metric": figure_key.metric,
         "values": values,
         "differences": differences,
+    }
+
+
+def _difference(paired: Samples) -> Difference:
+    samples = paired[1:]
+    samples = samples[~np.isnan(samples)]
+    low, high = interval(samples) or (None, None)
+    return {
+        "difference": float(paired[0]),
+        "low": low,
+        "high": high,
+        "p_two_sided": two_sided_p(samples) if len(samples) else None,
     }

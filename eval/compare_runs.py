@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import RunError, SettingError
 from cusa.data.shell import shell_command
 from cusa.eval.compare import Comparison, compare
+from cusa.eval.differences import suite_differences
 from cusa.eval.evaluate import check_writable, write_pages
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.metrics.bootstrap import Bootstrap
 from cusa.eval.queries import Queries
+from cusa.eval.report.paired_differences import SuiteDifferences
 from cusa.eval.report.report import ModelReport
 from cusa.eval.results import distinct_names, read_queries, read_results, write_json
 from cusa.train.saving.run_dir import begun
@@ -65,9 +69,26 @@ def compare_measured(
     comparison_file = out / "comparison.json"
     write_json(comparison_file, comparison)
     written = {"comparison": [comparison_file]}
-    reports = list(map(ModelReport, titles, results))
+    reports = []
+    for position, (title, contents) in enumerate(zip(titles, results, strict=True)):
+        differences = _differences(comparison, position, contents)
+        reports.append(ModelReport(title, contents, differences))
     write_pages(out, reports, written, latex, comparison)
     return comparison, written
+
+
+def _differences(
+    comparison: Comparison,
+    position: int,
+    contents: Mapping[str, Any],
+) -> dict[str, SuiteDifferences]:
+    """Take a model's differences from the first one, by suite; the first has none."""
+    differences = {}
+    for suite, rows in groupby(comparison["rows"], itemgetter("suite")):
+        if position > 0:
+            base, content = comparison["base"], contents[suite]
+            differences[suite] = suite_differences(rows, position, base, content)
+    return differences
 
 
 def _results_folder(model: Path) -> Path:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import DataError, RunError, SettingError
+from cusa.data.errors import CusaError, DataError, RunError, SettingError
 from cusa.data.files import atomic_file
+from cusa.eval.differences import with_differences
 from cusa.eval.evaluators.protocol import Absent
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.evaluators.request import EvalRequest
@@ -21,7 +23,13 @@ from cusa.eval.queries import Queries
 from cusa.eval.report.latex import latex_tables
 from cusa.eval.report.report import Examples, ModelReport, write_report
 from cusa.eval.report.tables import NamedResult, Section
-from cusa.eval.results import distinct_names, keep_results, read_results
+from cusa.eval.results import (
+    distinct_names,
+    keep_results,
+    read_queries,
+    read_results,
+    write_json,
+)
 
 Content = Mapping[str, Any]  # content of a results file
 
@@ -86,22 +94,24 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
     models = _requested_models(request, advance)
     out = request.out or _default_folder(models)
     check_writable(out)
-
     evaluation = Evaluation()
     data_of_suite = _find_data(request, models, evaluation)
-    weights = []
+    weights, queries_of_models = [], []
     for model in models:
         _check_replaceable(model)
-        report = _measure(model, data_of_suite, request, evaluation)
+        report, queries = _measure(model, data_of_suite, request, evaluation)
         weights.append(model.provider.description["weights_sha256"])
         evaluation.reports.append(report)
+        queries_of_models.append(queries)
         _check_same_data(evaluation.reports)
         model.release()
     if not evaluation.written:
         raise DataError(f"nothing to measure: {'; '.join(evaluation.notes)}")
 
     with_earlier = _with_earlier(evaluation.reports, models, weights)
-    n_unreadable = write_pages(out, with_earlier, evaluation.written, request.latex)
+    compared = _compared(with_earlier, models, queries_of_models, request)
+    _keep_differences(compared, models, evaluation)
+    n_unreadable = write_pages(out, compared, evaluation.written, request.latex)
     if n_unreadable:
         evaluation.note(
             f"{n_unreadable} images that the report shows could not be read; pass --image-root"
@@ -179,10 +189,17 @@ def _measure(
     data_of_suite: Mapping[str, Any],
     request: EvalRequest,
     evaluation: Evaluation,
-) -> ModelReport:
-    """Load a model, measure it by every suite that has data, and write its results."""
+) -> tuple[ModelReport, dict[str, Queries]]:
+    """Load a model, measure it by every suite that has data, and write its results.
+
+    Returns:
+        Its report; and its queries by suite, with those of earlier calls in the same file.
+    """
     results: dict[str, Content] = {}
+    queries_by_suite: dict[str, Queries] = {}
     examples = Examples()
+    if model.note:
+        evaluation.note(model.note)
     for suite, data in data_of_suite.items():
         result = EVALUATORS[suite].run(model, data, request.options)
         if isinstance(result, Absent):
@@ -197,9 +214,11 @@ def _measure(
             result.fingerprints,
             result.per_query,
         )
-        results[suite] = _write_results(model, suite, result.content, queries, evaluation)
+        results[suite], queries_by_suite[suite] = _write_results(
+            model, suite, result.content, queries, evaluation
+        )
         examples = result.examples or examples
-    return ModelReport(model.title, results, **vars(examples))
+    return ModelReport(model.title, results, **vars(examples)), queries_by_suite
 
 
 def _write_results(
@@ -208,12 +227,12 @@ def _write_results(
     content: Content,
     queries: Queries,
     evaluation: Evaluation,
-) -> dict[str, Any]:
-    """Write a suite's results beside the model, and return them as written."""
+) -> tuple[dict[str, Any], Queries]:
+    """Write a suite's results and queries beside the model, and return them as written."""
     file = EVALUATORS[suite].results_file
     results_file = model.results / file.name
     before = read_results(model.results, suite) or {}
-    written = keep_results(model.results, suite, content, queries)
+    written, kept_queries = keep_results(model.results, suite, content, queries)
     remaining = written.get(file.data_sets, {})
     replaced = [name for name in before.get(file.data_sets, {}) if name not in remaining]
     if replaced:
@@ -222,7 +241,64 @@ def _write_results(
             "with other weights or rules"
         )
     evaluation.written.setdefault("metrics", []).append(results_file)
-    return written
+    return written, kept_queries
+
+
+def _compared(
+    reports: Sequence[ModelReport],
+    models: Sequence[EvaluatedModel],
+    measured: Sequence[Mapping[str, Queries]],
+    request: EvalRequest,
+) -> list[ModelReport]:
+    """Add the differences from the first model, also to the results of earlier calls.
+
+    Args:
+        reports: The models with their results.
+        models: The models.
+        measured: The queries of each model that were measured in this call, by suite.
+        request: What was measured, and how.
+    """
+    queries_of_models = []
+    for report, model, queries in zip(reports, models, measured, strict=True):
+        earlier_suites = set(report.results).difference(queries)
+        earlier = _earlier_queries(model.results, earlier_suites)
+        queries_of_models.append({**earlier, **queries})
+    return with_differences(reports, queries_of_models, request.options.scoring.bootstrap)
+
+
+def _earlier_queries(folder: Path, suites: Iterable[str]) -> dict[str, Queries]:
+    """Read the queries of earlier results; those that are damaged or missing are left out."""
+    queries_by_suite = {}
+    for suite in suites:
+        with contextlib.suppress(CusaError):
+            queries = read_queries(folder, suite)
+            if queries is not None:
+                queries_by_suite[suite] = queries
+    return queries_by_suite
+
+
+def _keep_differences(
+    compared: Sequence[ModelReport],
+    models: Sequence[EvaluatedModel],
+    evaluation: Evaluation,
+) -> None:
+    """Add the differences from the first model to the results of this call."""
+    reports = []
+    for report, with_all, model in zip(evaluation.reports, compared, models, strict=True):
+        results = {}
+        for suite in report.results:
+            content = with_all.results[suite]
+            results[suite] = content
+            if suite in with_all.differences:
+                file_name = EVALUATORS[suite].results_file.name
+                write_json(model.results / file_name, content)
+        report = replace(
+            report,
+            results=results,
+            differences=with_all.differences,
+        )
+        reports.append(report)
+    evaluation.reports = reports
 
 
 def _with_earlier(
@@ -320,7 +396,11 @@ def make_sections(reports: Sequence[ModelReport]) -> list[Section]:
     """
     sections: list[Section] = []
     for suite, evaluator in EVALUATORS.items():
-        results = [NamedResult(report.name, report.results.get(suite)) for report in reports]
+        results = []
+        for report in reports:
+            content = report.results.get(suite)
+            differences = report.differences.get(suite)
+            results.append(NamedResult(report.name, content, differences))
         sections += filter(None, evaluator.tables(results))
     return sections
 

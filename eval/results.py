@@ -82,7 +82,7 @@ def keep_results(
     suite: str,
     content: Mapping[str, Any],
     queries: Queries,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Queries]:
     """Write the results of a suite, and the per-query results behind them.
 
     Image sets and STS tasks that an earlier call measured with the same weights and rules are kept.
@@ -94,7 +94,7 @@ def keep_results(
         queries: The per-query results.
 
     Returns:
-        The content as written.
+        The content and the queries as written.
 
     Raises:
         RunError: If the results file that is there is damaged, or of another kind.
@@ -114,7 +114,7 @@ def keep_results(
     save_queries(folder, suite, queries)
     merged["queries_sha256"] = file_digest(queries_file(folder, suite)).hex()
     write_json(folder / file.name, merged)
-    return merged
+    return merged, queries
 
 
 def _earlier(

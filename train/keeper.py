@@ -12,6 +12,7 @@ from cusa.train.run_setup import RunSetup
 from cusa.train.saving.model_card import write_card
 from cusa.train.saving.run_dir import Checkpoints, MetricsLog, save_run
 from cusa.train.saving.run_progress import Progress
+from cusa.train.saving.sessions import SessionClock
 from cusa.train.saving.student_folder import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
 from cusa.train.saving.tensors import with_prefix
 from cusa.train.training_state import TrainingState
@@ -46,6 +47,8 @@ class RunKeeper:
         self._best_folder = setup.run_dir / BEST_FOLDER
         self._checkpoints = Checkpoints(setup.run_dir)
         self._log = MetricsLog(setup.run_dir)
+        device, n_processes = str(self._processes.device), self._processes.size
+        self._clock = SessionClock(setup.run_dir, device, n_processes)
         self._saved_at = time.monotonic()
         self._lost_epoch = 0  # the epoch of a best student that could not be saved; 0: none
 
@@ -116,9 +119,16 @@ class RunKeeper:
                 checkpoint = f"the checkpoint of step {progress.step}"
                 problem = f"{checkpoint} could not be written ({_reason(error)})"
                 self._warn(f"{problem}; that of step {self.saved_step} stays")
+            self._save_session()
         # Only the leading process knows whether the write succeeded.
         self.saved_step = self._processes.everyones(self.saved_step)[0]
         self._saved_at = time.monotonic()
+
+    def _save_session(self) -> None:
+        try:
+            self._clock.save()
+        except OSError as error:
+            self._warn(f"the time of training could not be written ({_reason(error)})")
 
     def save_best(self, epoch: int, scores: Mapping[str, float]) -> bool:
         """Save the student of an epoch as the best one; return whether that succeeded."""

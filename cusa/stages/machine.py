@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from cusa.data.environment import cpu_count
 from cusa.data.errors import SettingError
 
 MAX_WORKERS = 8
@@ -26,14 +25,6 @@ def pick_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if has_cuda else "cpu"
-
-
-def cpu_count() -> int:
-    """Count the cores that this process may use."""
-    # Containers and job schedulers may allow fewer cores than the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def default_workers(inputs_are_stored: bool, processes: int = 1) -> int:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from cusa.data.environment import cpu_count
 from cusa.data.errors import SettingError, Stopped, WorkerError
-from cusa.stages.machine import cpu_count, pick_device
+from cusa.stages.machine import pick_device
 
 if TYPE_CHECKING:
     from cusa.precompute.processes import RunProcesses

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
 from cusa.data.embeddings import Head
-from cusa.eval.metrics.figures import Number
+from cusa.eval.metrics.figures import Figure, Number
 
 _NOT_MEASURED: dict[str, Any] = {"heads": {}}
 
@@ -22,12 +22,60 @@ class BootstrapUsed(TypedDict):
     level: Number
 
 
+class Training(TypedDict):
+    """When, for how long and on what a run was trained."""
+
+    began: str
+    seconds: Number
+    sessions: int
+    machines: list[str]
+    processes: int
+    versions: dict[str, str]
+
+
 class ModelDescription(TypedDict, total=False):
     """Description of a model; it may have more keys."""
 
+    kind: str
     source: str | dict[str, str] | None
     weights_sha256: str | None
+    student: str
     loss_terms: list[str] | None
+    epoch: int
+    checkpoint: str
+    dataset: str
+    n_pairs: int
+    teachers: dict[str, str]
+    encoders: dict[str, str]
+    settings: dict[str, Any]
+    training: Training
+
+
+class Measured(TypedDict):
+    """What a model was measured with."""
+
+    machine: str
+    versions: dict[str, str]
+
+
+class FigureDifference(TypedDict):
+    """The paired difference of a figure from that of another model."""
+
+    set: str
+    head: str
+    metric: str
+    difference: Number
+    low: Figure
+    high: Figure
+    p_two_sided: Figure
+
+
+class Differences(TypedDict):
+    """The differences of a model from the first one that it was reported with."""
+
+    base: str
+    base_weights_sha256: str | None
+    figures: list[FigureDifference]
 
 
 class PublishedFigures(TypedDict):
@@ -56,6 +104,8 @@ class Results(TypedDict):
     format_version: NotRequired[list[int]]
     name: str
     model: ModelDescription
+    measured: NotRequired[Measured]
+    differences: NotRequired[Differences]
     bootstrap: NotRequired[BootstrapUsed | None]
     paper: NotRequired[PublishedRow | None]
     queries_sha256: NotRequired[str | None]

@@ -13,12 +13,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
+from cusa.data.environment import machine_name, versions
 from cusa.data.errors import CusaError, StudentError
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.splits import SplitFinder
 from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Rankings
-from cusa.eval.models.evaluated_models import EvaluatedModel
+from cusa.eval.models.evaluated_models import EvaluatedModel, training_facts
 from cusa.eval.report.paper import paper_row
 from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
@@ -168,11 +169,17 @@ def absent_without(
 
 def results_head(file: ResultsFile, model: EvaluatedModel) -> dict[str, Any]:
     """Return the keys that every results file begins with."""
+    description = dict(model.provider.description)
+    if model.run_dir is not None:
+        description["checkpoint"] = model.compute.checkpoint
+    if model.sessions:
+        description["training"] = training_facts(model.sessions)
     return {
         "format": file.format,
         "format_version": list(file.version),
         "name": model.name,
-        "model": dict(model.provider.description),
+        "model": description,
+        "measured": {"machine": machine_name(model.compute.device), "versions": versions()},
     }
 
 

@@ -43,7 +43,12 @@ class EvaluatedSplit:
     @property
     def title(self) -> str:
         """Data set and split as results name them, without "/"."""
-        return f"{self.dataset.replace('/', '_')} {self.view.name}"
+        return split_title(self.dataset, self.view.name)
+
+
+def split_title(dataset: str, split: str) -> str:
+    """Return the name of a split in results, which has no "/"."""
+    return f"{dataset.replace('/', '_')} {split}"
 
 
 class SplitFinder:

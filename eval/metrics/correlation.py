@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
@@ -31,6 +31,12 @@ class ScoredPairs:
     similarities: np.ndarray
     human_scores: np.ndarray
     clusters: np.ndarray | None = None
+    _resampled: dict[Bootstrap, np.ndarray] = field(
+        default_factory=dict,
+        init=False,
+        repr=False,
+        compare=False,
+    )
 
 
 class Correlations(TypedDict):
@@ -102,6 +108,8 @@ def resampled_spearman(
 ) -> np.ndarray:
     """Compute 100 x Spearman's correlation over resampled pairs, or resampled clusters of them.
 
+    It is computed once for each bootstrap of the same pairs.
+
     Args:
         pairs: The pairs.
         bootstrap: Number of resamplings and seed.
@@ -109,6 +117,12 @@ def resampled_spearman(
     Returns:
         float64 ``[samples]``; NaN for a sample without a defined correlation.
     """
+    if bootstrap not in pairs._resampled:
+        pairs._resampled[bootstrap] = _resample(pairs, bootstrap)
+    return pairs._resampled[bootstrap]
+
+
+def _resample(pairs: ScoredPairs, bootstrap: Bootstrap) -> np.ndarray:
 
     def spearman_of(drawn: np.ndarray) -> float:
         try:

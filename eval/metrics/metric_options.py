@@ -13,7 +13,6 @@ from cusa.eval.metrics.bootstrap import (
     NO_BOOTSTRAP,
     Bootstrap,
     interval,
-    resampled_means,
 )
 from cusa.eval.metrics.per_query import (
     Rankings,
@@ -70,7 +69,7 @@ def direction_figures(
         What :meth:`Rankings.summary` returns, and with a bootstrap ``ci``: an interval
         ``[low, high]`` by metric.
     """
-    samples = _resampled_metrics(rankings, scoring)
+    samples = rankings.resampled(scoring.ties, scoring.bootstrap)
     return rankings.summary(scoring.ties) | _intervals(samples)
 
 
@@ -93,7 +92,7 @@ def two_way_figures(
     figures: dict[str, Any] = {}
     samples: list[dict[str, np.ndarray]] = []
     for direction, direction_rankings in rankings.items():
-        direction_samples = _resampled_metrics(direction_rankings, scoring)
+        direction_samples = direction_rankings.resampled(scoring.ties, scoring.bootstrap)
         samples.append(direction_samples)
         summary = direction_rankings.summary(scoring.ties)
         figures[direction] = summary | _intervals(direction_samples)
@@ -112,17 +111,6 @@ def two_way_figures(
     figures["mean"] = rsum / n_recalls
     figures["rsum"] = rsum
     return figures | _intervals(sum_samples)
-
-
-def _resampled_metrics(
-    rankings: Rankings,
-    scoring: Scoring,
-) -> dict[str, np.ndarray]:
-    """Resample each metric of one direction and the mean of its recalls: float64 ``[samples]``."""
-    values = rankings.values(scoring.ties)
-    # Resampled together, the mean shares the draws of its recalls.
-    values["mean"] = recall_sum([values]) / len(CUTS)
-    return resampled_means(values, scoring.bootstrap, rankings.clusters)
 
 
 def _intervals(samples: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from cusa.data.errors import EmbeddingsError, SettingError
+from cusa.eval.metrics.bootstrap import Bootstrap, resampled_means
 from cusa.eval.metrics.precisions import block_precisions
 from cusa.eval.metrics.ranks import (
     RankBounds,
@@ -55,10 +56,18 @@ class Rankings:
     r_precision: Bounds | None = None
     average_precision: Bounds | None = None
     clusters: np.ndarray | None = None
+    _resampled: dict[tuple[Ties, Bootstrap], dict[str, np.ndarray]] = field(
+        default_factory=dict,
+        init=False,
+        repr=False,
+        compare=False,
+    )
 
     def answerable(self) -> Rankings:
         """Return the rankings of the queries that have a relevant candidate."""
         has_relevant = self.best.optimistic >= 0
+        if has_relevant.all():
+            return self
         return Rankings(
             RankBounds(*(ranks[has_relevant] for ranks in self.best)),
             self.candidates,
@@ -94,6 +103,27 @@ class Rankings:
                 percentages = [100.0 * shares for shares in bounds]
                 values[name] = by_ties(Bounds(*percentages), ties)
         return values
+
+    def resampled(self, ties: Ties, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
+        """Resample each metric of :meth:`values` and ``mean``, the mean of the recalls.
+
+        They are computed once for each rule and bootstrap: a model's own intervals and its
+        differences from another model come from the same samples.
+
+        Args:
+            ties: As for :meth:`values`.
+            bootstrap: Number of resamplings and seed.
+
+        Returns:
+            Percent, float64 ``[samples]``, by metric.
+        """
+        key = ties, bootstrap
+        if key not in self._resampled:
+            values = self.values(ties)
+            # Resampled together, the mean shares the draws of its recalls.
+            values["mean"] = recall_sum([values]) / len(CUTS)
+            self._resampled[key] = resampled_means(values, bootstrap, self.clusters)
+        return self._resampled[key]
 
     def summary(self, ties: Ties) -> dict[str, Any]:
         """Compute the metrics, as metrics.json holds them.

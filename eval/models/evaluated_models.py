@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import gc
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from cusa.eval.models.embedding_providers import (
 )
 from cusa.eval.models.student import StudentEncoder, folder_name
 from cusa.train.saving.run_dir import begun
+from cusa.train.saving.sessions import Session, SessionHistory, read_sessions
 from cusa.train.saving.student_folder import (
     BEST_FOLDER,
     HEADS_FILE,
@@ -76,6 +78,8 @@ class EvaluatedModel:
         results: Folder of its results: ``eval`` in the run's directory, or a folder in
             ``runs/eval``.
         split_embeddings: Its embeddings by split, kept for all suites.
+        sessions: The sessions of its training, if it is a run that recorded them.
+        note: Why its sessions cannot be read; empty if they can.
     """
 
     def __init__(
@@ -94,6 +98,9 @@ class EvaluatedModel:
         folder_of_name = re.sub(r"[^\w.+-]+", "-", self.name).lstrip(".")
         self.results = self.run_dir / "eval" if self.run_dir else RESULTS / folder_of_name
         self.split_embeddings: dict[Hashable, SplitEmbeddings] = {}
+        self.sessions, self.note = SessionHistory([], "")
+        if self.run_dir is not None:
+            self.sessions, self.note = read_sessions(self.run_dir)
 
     @cached_property
     def provider(self) -> EmbeddingProvider:
@@ -130,6 +137,20 @@ class EvaluatedModel:
     def origin(self) -> Origin | None:
         """The run that trained the student; ``None`` if the model is no student."""
         return self.student.origin if self.student else None
+
+
+def training_facts(sessions: Sequence[Session]) -> dict[str, Any]:
+    """Summarise the sessions of a run, at least one, as results files hold them."""
+    machines = dict.fromkeys(session.machine for session in sessions)
+    last = sessions[-1]
+    return {
+        "began": sessions[0].began,
+        "seconds": sum(session.seconds for session in sessions),
+        "sessions": len(sessions),
+        "machines": list(machines),
+        "processes": last.processes,
+        "versions": dict(last.versions),
+    }
 
 
 def _name_of(spec: str) -> str:

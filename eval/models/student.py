@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cusa.eval.models.inputs import (
 from cusa.eval.models.usable_rows import refuse_unusable
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
+from cusa.train.config import deciding
 from cusa.train.encode_split import embed
 from cusa.train.saving.hub_student import local_student
 from cusa.train.saving.provenance import StoredTeacher
@@ -179,15 +180,21 @@ class StudentEncoder:
     @property
     def description(self) -> dict[str, Any]:
         """Description of the run, JSON-compatible."""
-        config = self.origin.config
+        origin = self.origin
+        config, provenance = origin.config, origin.provenance
         return {
             "kind": "run",
             "source": str(self._source),
             "normalizer": self.normalizer,
             "student": config.student.name,
             "loss_terms": list(config.loss.terms),
-            "epoch": self.origin.epoch,
-            "step": self.origin.step,
+            "epoch": origin.epoch,
+            "step": origin.step,
+            "dataset": provenance.dataset,
+            "n_pairs": origin.n_pairs,
+            "teachers": _names(provenance.teachers),
+            "encoders": _names(provenance.encoders),
+            "settings": deciding(config),
         }
 
     def _rows(
@@ -306,6 +313,10 @@ def _name_of_student(source: Path) -> str:
 def folder_name(folder: Path) -> str:
     """Return the name of a folder, even if it is given as ``.`` or ``..``."""
     return os.path.basename(os.path.abspath(folder))
+
+
+def _names(by_modality: Mapping[str, StoredTeacher]) -> dict[str, str]:
+    return {modality: teacher.name for modality, teacher in by_modality.items()}
 
 
 def _teacher_source(stored: StoredTeacher) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cusa.eval.report.paired_differences import Difference
 from cusa.eval.report.tables import NONE, Cell, Row, Section, Table
 
 _ESCAPES = {
@@ -57,6 +58,11 @@ def _caption(table: Table, section: Section) -> str:
     sentences += section.facts
     if any(cell.best for row in table.rows for cell in row.cells):
         sentences.append("The best of each column is bold.")
+    if table.compared is not None:
+        sentences.append(
+            f"The last column has the differences from {table.base} in {table.compared.label}, "
+            "with paired 95 % intervals where they were resampled."
+        )
     return " ".join(sentences)
 
 
@@ -78,6 +84,9 @@ def _environment(
         for metric in group.metrics:
             labels.append(escape(metric.label))
 
+    if table.compared is not None:
+        titles.append("")
+        labels.append(r"$\Delta$ " + escape(table.compared.label))
     n_figures = len(labels) - len(name_columns)
     alignment = "l" * len(name_columns) + "r" * n_figures
     lines = [
@@ -104,7 +113,7 @@ def _body(table: Table) -> list[str]:
     """Render the rows: a model's name in its first row only, published rows below a rule."""
     body_lines = []
     previous: Row | None = None
-    for row in table.rows:
+    for number, row in enumerate(table.rows):
         is_published = row.run is None
         if is_published and (previous is None or previous.run is not None):
             body_lines.append(r"\midrule")
@@ -113,6 +122,8 @@ def _body(table: Table) -> list[str]:
         if table.by_head:
             cells.append(row.head)
         cells += map(_figure, row.cells)
+        if table.compared is not None:
+            cells.append(_difference(table.compared.differences[number]))
         body_lines.append(_line(cells))
         previous = row
     return body_lines
@@ -130,3 +141,13 @@ def _figure(cell: Cell) -> str:
     if cell.text == NONE:
         return "--"
     return rf"\textbf{{{cell.text}}}" if cell.best else cell.text
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None:
+        return "--"
+    # A hyphen would be printed as one; in math mode, it is a minus sign.
+    figures = [f"{difference.value:+.1f}"]
+    if difference.low is not None and difference.high is not None:
+        figures.append(rf"[{difference.low:+.1f}, {difference.high:+.1f}]")
+    return f"${'~'.join(figures)}$"

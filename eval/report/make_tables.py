@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
+from cusa.eval.report.paired_differences import ComparedFigure, Difference
 from cusa.eval.report.tables import (
     NONE,
     Cell,
@@ -29,16 +30,18 @@ RowKey = tuple[int, str]
 def make_tables(
     results: Sequence[NamedResult[Content]],
     specs: Iterable[TableSpec[Content]],
+    data: str = "",
 ) -> tuple[Table, ...]:
     """Make the tables, leaving out those for which no model has a figure.
 
     Args:
         results: The results of each model, in the order of the report.
         specs: Descriptions of the tables.
+        data: The data measured, if the tables do not name them.
     """
     tables = []
     for spec in specs:
-        if table := make_table(results, spec):
+        if table := make_table(results, spec, data):
             tables.append(table)
     return tuple(tables)
 
@@ -46,6 +49,7 @@ def make_tables(
 def make_table(
     results: Sequence[NamedResult[Content]],
     spec: TableSpec[Content],
+    data: str = "",
 ) -> Table | None:
     """Make a table with a row per model and head, and a column per metric; published rows are last.
 
@@ -67,7 +71,8 @@ def make_table(
     rows = []
     # A model has no row for a head that it lacks.
     for (position, head), figures_of_row in figures.items():
-        rows.append(_row(results[position], position, head, figures_of_row, columns))
+        compared = _compared_figures(results[position], spec, head)
+        rows.append(_row(results[position], position, head, figures_of_row, columns, compared))
     if len(results) > 1:
         rows = _mark_best(rows, columns)
     rows += _published_rows(results, spec, columns)
@@ -81,7 +86,36 @@ def make_table(
         by_head=len(spec.heads) > 1,
         groups=tuple(headings),
         rows=tuple(rows),
+        unit=spec.unit,
+        data=data,
+        base=_base(results, rows),
     )
+
+
+def _base(results: Sequence[NamedResult[Any]], rows: Iterable[Row]) -> str:
+    """Name the model that the differences of a table are from; empty without differences."""
+    for row in rows:
+        has_differences = any(cell.difference for cell in row.cells)
+        if row.run is not None and has_differences:
+            differences = results[row.run].differences
+            assert differences is not None, "a difference is of a model that has differences"
+            return differences.base
+    return ""
+
+
+def _compared_figures(
+    result: NamedResult[Any],
+    spec: TableSpec[Any],
+    head: str,
+) -> Mapping[ComparedFigure, Difference]:
+    """Return a model's differences from the first, if this head is the one that is compared."""
+    differences = result.differences
+    if differences is None:
+        return {}
+    compared_head = "cross"
+    if len(spec.heads) > 1:
+        compared_head = differences.uni_head
+    return differences.figures if head == compared_head else {}
 
 
 def _figures_of_rows(
@@ -139,9 +173,16 @@ def _row(
     head: str,
     figures: Figures,
     columns: Iterable[Column],
+    compared: Mapping[ComparedFigure, Difference],
 ) -> Row:
-    # A missing figure becomes a dash.
-    cells = [_cell(_at_path(figures, group), metric) for group, metric in columns]
+    cells = []
+    for group, metric in columns:
+        # A missing figure becomes a dash.
+        cell = _cell(_at_path(figures, group), metric)
+        compared_figure = (group.compared or {}).get(metric.key)
+        if compared_figure is not None and compared_figure in compared:
+            cell = replace(cell, difference=compared[compared_figure])
+        cells.append(cell)
     untrained = head == "uni" and _uni_head_is_untrained(result.content)
     return Row(position, result.name, head, untrained, tuple(cells))
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from cusa.data.environment import versions
 from cusa.eval.report import charts
+from cusa.eval.report.disagreements import Disagreement
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery, Item
 from cusa.eval.report.line_chart import curve_style
+from cusa.eval.report.model_facts import model_facts, settings_facts, versions_in_words
 from cusa.eval.report.page import write_page
-from cusa.eval.report.tables import TASKS, Section
+from cusa.eval.report.paired_differences import SuiteDifferences
+from cusa.eval.report.tables import TASKS, Headline, Section
 
-# A label, and the figure as printed.
-LabelledFigure = tuple[str, str]
 # Positions of models, and their answers to one query.
 ModelAnswers = list[tuple[int, GalleryQuery]]
 
@@ -30,12 +34,15 @@ class Examples:
             none.
         failures: The model's worst queries.
         false_negatives: Hits that the labels likely call wrong by mistake.
+        disagreements: For both directions, the queries that either this model or the first one
+            answers right; none for the first model.
     """
 
     history: tuple[dict[str, Any], ...] = ()
     gallery: tuple[GalleryQuery, ...] = ()
     failures: tuple[GalleryQuery, ...] = ()
     false_negatives: tuple[FalseNegative, ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,25 @@ class ModelReport(Examples):
     Attributes:
         name: The model's name.
         results: Content of its results file by suite (docs/METRICS.md); figures in percent.
+        differences: Its differences from the first model by suite.
     """
 
     name: str
     results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    differences: Mapping[str, SuiteDifferences] = field(default_factory=dict)
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """Description of the model, the same in the results of all suites."""
+        description: dict[str, Any] = {}
+        # Older results describe a run beside its figures, if at all.
+        for key in ("loss_terms", "epoch", "checkpoint"):
+            value = (self.metrics or {}).get(key)
+            if value is not None:
+                description[key] = value
+        for content in self.results.values():
+            description |= content.get("model") or {}
+        return description
 
     @property
     def metrics(self) -> Mapping[str, Any] | None:
@@ -80,12 +102,17 @@ def write_report(
         raise ValueError("a report needs at least one model; got none")
     metrics = [model.metrics for model in models]
     histories = [model.history for model in models]
+    descriptions = [model.description for model in models]
     return write_page(
         path,
         "report.html.jinja",
         _image_paths(models),
         runs=models,
         about=next(filter(None, metrics), None),
+        first_measured=next(filter(metrics.__getitem__, range(len(metrics))), 0),
+        facts=model_facts(descriptions),
+        settings=settings_facts(descriptions),
+        written=_written(),
         headlines=headlines(models, sections),
         explained=_remarks(models, sections),
         looks=list(map(curve_style, range(len(models)))),
@@ -104,13 +131,19 @@ def write_report(
 def headlines(
     models: Sequence[ModelReport],
     sections: Sequence[Section],
-) -> list[list[LabelledFigure]]:
-    """Return the headline figures of each model, one per suite, each with its label."""
-    by_model: list[list[LabelledFigure]] = [[] for _ in models]
+) -> list[list[Headline]]:
+    """Return the headline figures of each model, one per suite."""
+    by_model: list[list[Headline]] = [[] for _ in models]
     for section in sections:
         for position, headline in (section.headlines or {}).items():
-            by_model[position].append((headline.label, f"{headline.figure:.1f}"))
+            by_model[position].append(headline)
     return by_model
+
+
+def _written() -> str:
+    """Tell when and with what the report is written."""
+    today = datetime.now(UTC)
+    return f"{today.day} {today:%B %Y}, {versions_in_words(versions())}"
 
 
 def _remarks(
@@ -177,6 +210,9 @@ def _answers(models: Sequence[ModelReport]) -> Iterator[GalleryQuery]:
     for model in models:
         yield from model.gallery
         yield from model.failures
+        for disagreement in model.disagreements:
+            pairs = disagreement.first_right_shown + disagreement.second_right_shown
+            yield from chain.from_iterable(pairs)
 
 
 def _knows_truth(models: Sequence[ModelReport]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from cusa.eval.report.paired_differences import ComparedFigure
 from cusa.eval.report.tables import (
     Content,
     Figures,
@@ -162,11 +163,41 @@ def data_set_names(
     return [name for name in order if name in measured]
 
 
+def compared_figures(
+    data_set: str,
+    task: str,
+    metrics: Iterable[Metric],
+) -> dict[str, ComparedFigure]:
+    """Name the figures of a task as comparison.json does, by the keys of their metrics."""
+    return {metric.key: (data_set, f"{task} {metric.key}") for metric in metrics}
+
+
+def compared_headline(
+    result: NamedResult[Any],
+    label: str,
+    figure: float,
+    compared_figure: ComparedFigure | None,
+) -> Headline:
+    """Make a headline, with its difference from the first model's if they are compared.
+
+    Args:
+        result: The model's results.
+        label: What the figure is.
+        figure: The figure.
+        compared_figure: Its data set and metric as in comparison.json; ``None`` if it is not there.
+    """
+    differences = result.differences
+    if differences is None or compared_figure is None:
+        return Headline(label, figure)
+    return Headline(label, figure, differences.figures.get(compared_figure), differences.base)
+
+
 def average_headlines(
     results: Sequence[NamedResult[Any]],
     sets_key: str,
     figure: Metric,
     average_title: str,
+    compared_metric: str,
 ) -> dict[int, Headline]:
     """Choose each model's headline: the paper's average, or else the first data set's figure.
 
@@ -175,6 +206,7 @@ def average_headlines(
         sets_key: The key that holds results by data set.
         figure: The figure that is averaged.
         average_title: Description of the average.
+        compared_metric: Name of the figure in comparison.json, which has no averages.
 
     Returns:
         The headlines by position of the model, for the head in use.
@@ -187,11 +219,14 @@ def average_headlines(
         head = content["head"]
         title = average_title
         value = content["average"].get(head)
+        compared_figure = None
         if value is None:
             title, first = next(iter(content[sets_key].items()))
             value = first["heads"][head].get(figure.key)
+            compared_figure = title, compared_metric
         if value is not None:
-            headlines[position] = Headline(f"{figure.label}, {title}, {head} head", value)
+            label = f"{figure.label}, {title}, {head} head"
+            headlines[position] = compared_headline(result, label, value, compared_figure)
     return headlines
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from cusa.eval.report.paired_differences import ComparedFigure, Difference, SuiteDifferences
 
 TASKS = {
     "i2t": "Image → caption",
@@ -33,10 +35,13 @@ class NamedResult(Generic[Content]):
     Attributes:
         name: The model's name in this report.
         content: Content of its results file (docs/METRICS.md); ``None`` if it was not measured.
+        differences: Its differences from the first model; ``None`` for the first model, and for
+            one that cannot be compared with it.
     """
 
     name: str
     content: Content | None
+    differences: SuiteDifferences | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,14 @@ class Group:
         path: Keys that lead from a head's figures to those of the columns.
         metrics: The columns.
         paper_keys: The paper's keys by those of the metrics that it publishes.
+        compared: The figures of comparison.json by the keys of the metrics that are compared.
     """
 
     title: str
     path: tuple[str, ...]
     metrics: tuple[Metric, ...]
     paper_keys: Mapping[str, str] | None = None
+    compared: Mapping[str, ComparedFigure] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class TableSpec(Generic[Content]):
             model's results.
         published_row: Selects the published row of a model's setting from its results: ``host``,
             ``method`` and figures.
+        unit: Unit of the figures, and which are better.
     """
 
     title: str
@@ -96,6 +104,7 @@ class TableSpec(Generic[Content]):
     groups: tuple[Group, ...]
     figures_by_head: Callable[[Content], FiguresByHead]
     published_row: Callable[[Content], Figures | None] = lambda content: None
+    unit: str = "percent, higher is better"
 
 
 @dataclass(frozen=True)
@@ -106,11 +115,13 @@ class Cell:
         text: The figure.
         interval: Its 95 % interval; empty without one.
         best: Whether it is the best figure of its column.
+        difference: Its difference from the first model's; ``None`` if they are not compared.
     """
 
     text: str
     interval: str = ""
     best: bool = False
+    difference: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,18 @@ class Row:
     cells: tuple[Cell, ...]
 
 
+class ComparedColumn(NamedTuple):
+    """The differences of a column.
+
+    Attributes:
+        label: What the figures are.
+        differences: The difference in each row; ``None`` in rows without one.
+    """
+
+    label: str
+    differences: tuple[Difference | None, ...]
+
+
 @dataclass(frozen=True)
 class Table:
     """A table.
@@ -142,6 +165,9 @@ class Table:
         by_head: Whether several heads may answer, so that rows name their head.
         groups: Groups of columns, each with its numbers of queries and candidates in words.
         rows: The rows.
+        unit: Unit of the figures, and which are better.
+        data: The data measured; empty if the groups name them.
+        base: Name of the model that the cells' differences are from; empty without differences.
     """
 
     title: str
@@ -149,6 +175,28 @@ class Table:
     by_head: bool
     groups: tuple[tuple[Group, str], ...]
     rows: tuple[Row, ...]
+    unit: str = ""
+    data: str = ""
+    base: str = ""
+
+    @property
+    def compared(self) -> ComparedColumn | None:
+        """The column whose differences stand for the table where there is no room for all.
+
+        It is that of RSUM, else the first with differences; ``None`` without differences.
+        """
+        labels = []
+        for group, _ in self.groups:
+            for metric in group.metrics:
+                is_rsum = metric.key == "rsum"
+                labels.append(metric.label if is_rsum else f"{group.title}, {metric.label}")
+        columns = []
+        for number, label in enumerate(labels):
+            differences = tuple(row.cells[number].difference for row in self.rows)
+            if any(differences):
+                columns.append(ComparedColumn(label, differences))
+        columns.sort(key=lambda column: column.label != "RSUM")
+        return columns[0] if columns else None
 
 
 @dataclass(frozen=True)
@@ -158,10 +206,14 @@ class Headline:
     Attributes:
         label: What the figure is.
         figure: The figure.
+        difference: Its difference from the first model's; ``None`` if they are not compared.
+        base: Name of the first model, if they are compared.
     """
 
     label: str
     figure: float
+    difference: Difference | None = None
+    base: str = ""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_the_latest_run_and_the_test_split_are_the_default(runs, monkeypatch):
     out = run_ok("eval")
     assert "made-up, split test: 8 images, 16 captions" in out
     metrics = _metrics(runs / "runs" / "contrastive")
-    assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 3])
+    assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 4])
     assert metrics["split"] == "test"
     assert metrics["retrieval"] == metrics["heads"]["cross"]["retrieval"]
     assert (
@@ -116,6 +116,18 @@ def test_several_runs_are_compared_in_one_report(runs):
     names = [runs / "runs" / n for n in ("contrastive", "cusa")]
     out = run_ok("eval", "--run", names[0], "--run", names[1])
     assert "uni (untrained)" in out
+    base, content = (_metrics(name) for name in names)
+    assert "differences" not in base
+    assert content["differences"]["base"] == "contrastive"
+    weights_sha256 = base["model"]["weights_sha256"]
+    assert content["differences"]["base_weights_sha256"] == weights_sha256
+    run_ok("eval", "compare", *names)
+    comparison = json.loads((runs / "runs" / "eval" / "comparison.json").read_text())
+    compared = {(row["set"], row["metric"]): row["differences"][1] for row in comparison["rows"]}
+    assert len(compared) == len(content["differences"]["figures"]) > 10
+    for figure in content["differences"]["figures"]:
+        paired = compared[figure["set"], figure["metric"]]
+        assert {key: figure[key] for key in paired} == paired
     html = (runs / "runs" / "eval" / "report.html").read_text()
     assert "contrastive" in html
     assert "cusa" in html

@@ -43,12 +43,12 @@ def _queries(*names):
 
 def test_sets_measured_one_by_one_make_the_papers_average(tmp_path):
     for i, name in enumerate(PAPER_SETS):
-        found = keep_results(tmp_path, "images", _images(name, r1=10.0 * i), _queries(name))
+        found, _ = keep_results(tmp_path, "images", _images(name, r1=10.0 * i), _queries(name))
         assert list(found["sets"]) == list(PAPER_SETS[: i + 1])
     assert found["average"] == {"cross": 15.0}
     assert read_results(tmp_path, "images") == found
     assert set(read_queries(tmp_path, "images").sets) == set(PAPER_SETS)
-    again = keep_results(tmp_path, "images", _images("cub", r1=20.0), _queries("cub"))
+    again, _ = keep_results(tmp_path, "images", _images("cub", r1=20.0), _queries("cub"))
     assert (again["sets"]["cub"]["heads"]["cross"]["r1"], again["average"]) == (
         20.0,
         {"cross": 20.0},
@@ -58,7 +58,7 @@ def test_sets_measured_one_by_one_make_the_papers_average(tmp_path):
 @pytest.mark.parametrize("other", [{"weights": "other"}, {"ties": "mean"}])
 def test_other_weights_or_rules_begin_anew(tmp_path, other):
     keep_results(tmp_path, "images", _images("cub"), _queries("cub"))
-    found = keep_results(tmp_path, "images", _images("sop", **other), _queries("sop"))
+    found, _ = keep_results(tmp_path, "images", _images("sop", **other), _queries("sop"))
     assert list(found["sets"]) == ["sop"]
     assert list(read_queries(tmp_path, "images").sets) == ["sop"]
 
@@ -72,7 +72,7 @@ def test_queries_of_other_figures_are_refused_and_measured_again(tmp_path):
     with pytest.raises(CusaError) as refused:
         read_queries(tmp_path, "images")
     assert fault_of(refused.value) == Fault(RunError, path=tmp_path / "images-queries.npz")
-    found = keep_results(tmp_path, "images", _images("inshop"), _queries("inshop"))
+    found, _ = keep_results(tmp_path, "images", _images("inshop"), _queries("inshop"))
     assert list(found["sets"]) == ["inshop"]
     assert read_queries(tmp_path, "images").sets == {"inshop": "hash of inshop"}
 

@@ -10,6 +10,7 @@ from cusa.data.errors import SettingError
 from cusa.eval.metrics.validation import validation_scores
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
+from cusa.train.saving.sessions import read_sessions
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.trainer import Trainer
 from tests.helpers import ADAPTER, Fault, run_error, run_fault, run_ok
@@ -55,6 +56,8 @@ def test_a_finished_run_goes_on_at_the_least_learning_rate(index, planned, tmp_p
     _assert_same_run(run_dir, planned)
     assert "instead of" not in run_ok("train", "--resume", "--run-dir", run_dir)
     assert len([line for line in read_metrics(run_dir) if line["kind"] == "epochs"]) == 1
+    # A session that takes no step is none.
+    assert len(read_sessions(run_dir).sessions) == 2
     run_ok("eval", "--run", run_dir, "--bootstrap", 10)
 
 

@@ -15,6 +15,7 @@ from cusa.eval.report.shared_tables import (
     average_headlines,
     by_data_set,
     by_head_and_data_set,
+    compared_figures,
     contents_of,
     data_set_fact,
     data_set_names,
@@ -49,7 +50,11 @@ def images_section(results: Sequence[NamedResult[ImagesResults]]) -> Section:
         make_tables(results, [_more_recalls_spec(names)]),
         make_tables(results, narrow),
         headlines=average_headlines(
-            results, "sets", Metric("r1", "R@1 of images"), "mean of the paper's four sets"
+            results,
+            "sets",
+            Metric("r1", "R@1 of images"),
+            "mean of the paper's four sets",
+            "i2i r1",
         ),
     )
 
@@ -76,7 +81,7 @@ def _sets_spec(names: Sequence[str], contents: Sequence[ImagesResults]) -> Spec:
     average = Metric("r1", "R@1", "the paper's four")
     groups = [Group("Average", ("average",), (average,), {"r1": "average"})]
     for name in names:
-        groups.append(Group(_title(name), (name,), PRECISIONS, {"r1": name}))
+        groups.append(_group(name, PRECISIONS, {"r1": name}))
     return TableSpec(
         "Image retrieval by data set", _rule(contents), HEADS, tuple(groups), _sets, published
     )
@@ -101,20 +106,31 @@ def _more_recalls_spec(names: Sequence[str]) -> Spec:
         "Image retrieval: more recalls",
         "R@5 and R@10 by the same rule; P@1 is R@1 over the queries that have a right answer.",
         HEADS,
-        tuple(Group(_title(name), (name,), metrics) for name in names),
+        tuple(_group(name, metrics) for name in names),
         _sets,
     )
 
 
+def _group(
+    name: str,
+    metrics: tuple[Metric, ...],
+    paper_keys: Mapping[str, str] | None = None,
+) -> Group:
+    """Describe the columns of one set."""
+    compared = compared_figures(name, "i2i", metrics)
+    return Group(_title(name), (name,), metrics, paper_keys, compared)
+
+
 def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[ImagesResults]) -> Spec:
     """Describe the table of one figure on every set, since all three are too wide to print."""
-    columns, paper_keys = [], None
+    columns, paper_keys, compared = [], None, {}
     if metric.key == "r1":
         columns.append(Metric("average", "Average"))
         paper_keys = {name: name for name in ("average", *names)}
     for name in names:
         title = IMAGE_SETS[name].short_title if name in IMAGE_SETS else name
         columns.append(Metric(name, title))
+        compared[name] = name, f"i2i {metric.key}"
 
     def figures_by_head(content: ImagesResults) -> FiguresByHead:
         by_head = {}
@@ -126,7 +142,7 @@ def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[Images
         f"Image retrieval, {metric.label}",
         _rule(contents),
         HEADS,
-        (Group(metric.label, (metric.key,), tuple(columns), paper_keys),),
+        (Group(metric.label, (metric.key,), tuple(columns), paper_keys, compared),),
         figures_by_head,
         published,
     )

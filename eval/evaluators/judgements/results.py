@@ -81,6 +81,6 @@ JUDGEMENTS_FILE = ResultsFile(
     name="judgements.json",
     command="cusa-eval retrieval --judgements FILE",
     format="cusa-judgements",
-    version=(1, 0),
+    version=(1, 1),
     form=forms.form_of(JudgementResults, _check_complete),
 )

@@ -7,10 +7,12 @@ from typing import cast
 
 from cusa.eval.evaluators.judgements.data import JudgementKind
 from cusa.eval.evaluators.judgements.results import JudgementResults
+from cusa.eval.evaluators.splits import split_title
 from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.shared_tables import (
     RECALLS,
     by_data_set,
+    compared_figures,
     contents_of,
     data_set_fact,
     heads_of,
@@ -41,7 +43,14 @@ PEOPLE_TITLES: dict[JudgementKind, str] = {
 def judgements_section(results: Sequence[NamedResult[JudgementResults]]) -> Section:
     """Make the section of human judgements."""
     contents = contents_of(results)
-    specs = [_agreement_spec(), _retrieval_spec("i2t", contents), _retrieval_spec("t2i", contents)]
+    specs = [
+        _agreement_spec(contents),
+        _retrieval_spec("i2t", contents),
+        _retrieval_spec("t2i", contents),
+    ]
+    split = ""
+    if contents:
+        split = f"{contents[0]['dataset']}, split {contents[0]['split']}"
     headlines = {}
     for position, result in enumerate(results):
         if result.content is not None:
@@ -51,7 +60,7 @@ def judgements_section(results: Sequence[NamedResult[JudgementResults]]) -> Sect
         "Human judgements",
         tuple(_facts(contents)),
         intervals_rule(contents),
-        make_tables(results, specs),
+        make_tables(results, specs, split),
         headlines=headlines,
     )
 
@@ -74,24 +83,41 @@ def _headline(content: JudgementResults) -> Headline:
     return Headline(label, agreement["kendall_tau_c"])
 
 
-def _agreement_spec() -> Spec:
+def _agreement_spec(contents: Sequence[JudgementResults]) -> Spec:
     correlations = (Metric("kendall_tau_c", "Kendall's tau-c"), Metric("spearman", "Spearman"))
+    title = _data_set(contents)
+    groups = []
+    for kind, score_title in SCORE_TITLES.items():
+        compared = {"spearman": (f"{title} {kind}", "spearman")}
+        groups.append(Group(score_title, ("judged", kind), correlations, compared=compared))
     return TableSpec(
         "Agreement with people",
         "100 × rank correlation of cosines with human scores, over all judged pairs of an image "
         "and a caption. A score is the share of people who say that the caption describes the "
         "image, or the mean of the experts' scores from 1 to 4 (Hodosh et al., JAIR 2013).",
         ("cross",),
-        tuple(Group(title, ("judged", kind), correlations) for kind, title in SCORE_TITLES.items()),
+        tuple(groups),
         heads_of,
+        unit="correlation times 100, higher is better",
     )
+
+
+def _data_set(contents: Sequence[JudgementResults]) -> str:
+    """Return the name of the split in comparison.json; empty without results."""
+    if not contents:
+        return ""
+    return split_title(contents[0]["dataset"], contents[0]["split"])
 
 
 def _retrieval_spec(task: str, contents: Sequence[JudgementResults]) -> Spec:
     metrics = (*RECALLS, Metric("average_precision", "AP"))
-    groups = [Group("Labels", ("labels", task), metrics)]
+    paths: dict[str, tuple[str, tuple[str, ...]]] = {"labels": ("Labels", ("labels", task))}
     for kind, title in PEOPLE_TITLES.items():
-        groups.append(Group(title, ("judged", kind, "retrieval", task), metrics))
+        paths[kind] = title, ("judged", kind, "retrieval", task)
+    groups = []
+    for protocol, (title, path) in paths.items():
+        compared = compared_figures(f"{_data_set(contents)} {protocol}", task, RECALLS)
+        groups.append(Group(title, path, metrics, compared=compared))
     return TableSpec(
         f"{TASKS[task]}, by labels and by people",
         "By the labels, an image and the captions written for it are right for each other. By "

@@ -28,11 +28,14 @@ from cusa.eval.evaluators.split_embeddings import (
     split_teachers,
 )
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
+from cusa.eval.metrics.metric_options import PerQuery
+from cusa.eval.metrics.per_query import Rankings, Ties
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
+from cusa.eval.report.disagreements import AnsweredSplit, CrossModalTask, disagreements
 from cusa.eval.report.failures import likely_false_negatives, worst_failures
 from cusa.eval.report.false_negative_pairs import Teachers
-from cusa.eval.report.gallery import make_gallery
+from cusa.eval.report.gallery import EmbeddedItems, make_gallery
 from cusa.eval.report.paper import paper_retrieval
 from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
@@ -46,10 +49,13 @@ class RetrievalData:
     Attributes:
         splits: Finds each model's split.
         coco_truths: Ground truths of COCO's test.
+        first_answers: The answers of the first model that was measured, by ``"first"``, kept for
+            comparison with the others'; ``None`` if there is only one model.
     """
 
     splits: SplitFinder
     coco_truths: CocoTruths
+    first_answers: dict[str, AnsweredSplit] | None
 
 
 class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
@@ -67,7 +73,9 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         if not request.skip_absent:
             for split in splits.find_all():
                 check_counts(split, request.options.allow_partial)
-        return RetrievalData(splits, CocoTruths(request.pmrp))
+        n_models = len(request.models) + any(request.embedding_files)
+        first_answers: dict[str, AnsweredSplit] | None = {} if n_models > 1 else None
+        return RetrievalData(splits, CocoTruths(request.pmrp), first_answers)
 
     def run(
         self,
@@ -76,12 +84,9 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         options: MeasureOptions,
     ) -> SuiteResult[RetrievalResults] | Absent:
         """Measure a model on its split."""
-        if absent := absent_without(BOTH_MODALITIES, model, "retrieval", "retrieval needs both"):
-            return absent
-        try:
-            split = data.splits.find(model.run_dir)
-        except CusaError as error:
-            return Absent(f"no retrieval for {model.title}: {error}", error)
+        split = _split_of(model, data.splits)
+        if isinstance(split, Absent):
+            return split
         difference = check_counts(split, options.allow_partial)
         embeddings = split_embeddings(model, split)
         test = coco_test(embeddings, split.view, split.dataset, data.coco_truths)
@@ -100,6 +105,9 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         content |= _paper_row(model, content)
         explanation = teachers_know_less(content)
         examples, history_note = _examples(model, split, embeddings, teachers, options)
+        if data.first_answers is not None:
+            answered = _answered(split, embeddings, per_query, scoring.ties)
+            examples = _with_disagreements(examples, data.first_answers, answered, options)
         notes = difference, explanation and f"{model.title}: {explanation}", history_note
         counts = f"{content['n_images']} {content['n_captions']}"
         return SuiteResult(
@@ -122,6 +130,16 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
             f"{second['n_images']} and {first['n_images']} images, "
             f"{second['n_captions']} and {first['n_captions']} captions"
         )
+
+
+def _split_of(model: EvaluatedModel, splits: SplitFinder) -> EvaluatedSplit | Absent:
+    """Find the split that a model is measured on, if it embeds images and texts."""
+    if absent := absent_without(BOTH_MODALITIES, model, "retrieval", "retrieval needs both"):
+        return absent
+    try:
+        return splits.find(model.run_dir)
+    except CusaError as error:
+        return Absent(f"no retrieval for {model.title}: {error}", error)
 
 
 def _identity(content: RetrievalResults) -> tuple[str, int, int]:
@@ -160,6 +178,46 @@ def _paper_row(
     config = model.origin.config
     row = paper_retrieval(config.student.name, config.loss.terms, content)
     return {"paper": row} if row else {}
+
+
+def _with_disagreements(
+    examples: Examples,
+    first_answers: dict[str, AnsweredSplit],
+    second: AnsweredSplit,
+    options: MeasureOptions,
+) -> Examples:
+    """Add the queries that either this model or the first one answers right.
+
+    Args:
+        examples: The model's other examples.
+        first_answers: The first model's answers; if there are none yet, this model is the first.
+        second: This model's answers.
+        options: How many queries to show.
+    """
+    first = first_answers.setdefault("first", second)
+    if second is first:
+        return examples
+    # There are two kinds of them in each direction.
+    n_shown = (options.n_shown + 1) // 2
+    return replace(examples, disagreements=disagreements(first, second, n_shown))
+
+
+def _answered(
+    split: EvaluatedSplit,
+    embeddings: SplitEmbeddings,
+    per_query: PerQuery,
+    ties: Ties,
+) -> AnsweredSplit:
+    """Return a model's cross-modal answers, without what belongs to its other head."""
+    across = replace(
+        embeddings,
+        image={"cross": embeddings.image["cross"]},
+        text={"cross": embeddings.text["cross"]},
+    )
+    rankings: dict[CrossModalTask, Rankings] = {}
+    for task in ("i2t", "t2i"):
+        rankings[task] = per_query[f"cross/retrieval/{task}"]
+    return AnsweredSplit(EmbeddedItems(across, split.view, split.image_root), rankings, ties)
 
 
 def _examples(

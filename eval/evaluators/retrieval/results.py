@@ -67,6 +67,6 @@ RETRIEVAL_FILE = ResultsFile(
     name="metrics.json",
     command="cusa-eval retrieval",
     format="cusa-metrics",
-    version=(1, 3),
+    version=(1, 4),
     form=forms.form_of(RetrievalResults, _check_complete),
 )

@@ -9,12 +9,15 @@ from typing import Any
 from cusa.data.embeddings import HEADS
 from cusa.eval.evaluators.retrieval.results import RetrievalResults
 from cusa.eval.evaluators.retrieval.teacher_scores import teachers_know_less
+from cusa.eval.evaluators.splits import split_title
 from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.paper import paper_tables
 from cusa.eval.report.shared_tables import (
     PRECISIONS,
     RECALLS,
     SELF_IS_NO_CANDIDATE,
+    compared_figures,
+    compared_headline,
     contents_of,
     fact,
     heads_of,
@@ -25,7 +28,6 @@ from cusa.eval.report.shared_tables import (
 from cusa.eval.report.tables import (
     TASKS,
     Group,
-    Headline,
     Metric,
     NamedResult,
     Section,
@@ -33,6 +35,7 @@ from cusa.eval.report.tables import (
 )
 
 Spec = TableSpec[RetrievalResults]
+_R_PRECISION = Metric("r_precision", "R-Precision")
 CROSS_MODAL_TASKS = ("i2t", "t2i")
 
 
@@ -49,16 +52,22 @@ def retrieval_sections(results: Sequence[NamedResult[RetrievalResults]]) -> list
             continue
         rsum = result.content["heads"]["cross"]["retrieval"]["rsum"]
         if rsum is not None:
-            headlines[position] = Headline("RSUM of 600, cross head", rsum)
+            compared_figure = _data_set(contents), "rsum"
+            headlines[position] = compared_headline(
+                result, "RSUM of 600, cross head", rsum, compared_figure
+            )
         remarks[position] = teachers_know_less(result.content)
-    intervals, ties = intervals_rule(contents), ties_rule(contents)
+    intervals, ties, data_set = intervals_rule(contents), ties_rule(contents), _data_set(contents)
+    split = ""
+    if contents:
+        split = f"{contents[0]['dataset']}, split {contents[0]['split']}"
     of_split = Section(
         "tables",
-        "Tables",
+        "Retrieval",
         (_fact(contents),) if contents else (),
         intervals,
-        make_tables(results, _split_specs(ties)),
-        make_tables(results, [_ranks_spec()]),
+        make_tables(results, _split_specs(ties, data_set), split),
+        make_tables(results, [_ranks_spec()], split),
         headlines=headlines,
         remarks=remarks,
     )
@@ -67,9 +76,16 @@ def retrieval_sections(results: Sequence[NamedResult[RetrievalResults]]) -> list
         "Protocols of the COCO test set",
         (),
         intervals,
-        make_tables(results, _protocol_specs(ties)),
+        make_tables(results, _protocol_specs(ties, data_set), split),
     )
     return [of_split, protocols]
+
+
+def _data_set(contents: Sequence[RetrievalResults]) -> str:
+    """Return the name of the split in comparison.json; empty without results."""
+    if not contents:
+        return ""
+    return split_title(contents[0]["dataset"], contents[0]["split"])
 
 
 def _fact(contents: Sequence[RetrievalResults]) -> str:
@@ -88,16 +104,18 @@ def _fact(contents: Sequence[RetrievalResults]) -> str:
     return fact(f"{first['dataset']}, split {first['split']}", counts, fingerprints, notes)
 
 
-def _split_specs(ties: str) -> list[Spec]:
+def _split_specs(ties: str, data_set: str) -> list[Spec]:
     """Describe the tables of a split.
 
     Args:
         ties: How ties count, in words.
+        data_set: Name of the split in comparison.json.
     """
     across = _recalls_spec(
         "Between images and captions",
         f"An image and the captions written for it are right for each other. {ties}",
         ("retrieval",),
+        data_set,
     )
     within: Spec = TableSpec(
         "Among captions and among images",
@@ -106,8 +124,8 @@ def _split_specs(ties: str) -> list[Spec]:
         f"{ties}",
         HEADS,
         (
-            Group(TASKS["t2t"], ("unimodal", "t2t"), RECALLS),
-            Group(TASKS["i2i"], ("unimodal", "i2i"), PRECISIONS),
+            _group("t2t", ("unimodal", "t2t"), RECALLS, data_set),
+            _group("i2i", ("unimodal", "i2i"), PRECISIONS, data_set),
         ),
         heads_of,
     )
@@ -116,6 +134,7 @@ def _split_specs(ties: str) -> list[Spec]:
         "Counts every image that a caption is true of, not only the one it was written for.",
         ("truth",),
         PRECISIONS,
+        f"{data_set} truth",
     )
     return [replace(across, published_row=published), within, by_truth]
 
@@ -137,59 +156,83 @@ def _ranks_spec() -> Spec:
         HEADS,
         tuple(groups),
         heads_of,
+        unit="rank, lower is better",
     )
 
 
-def _protocol_specs(ties: str) -> list[Spec]:
+def _protocol_specs(ties: str, data_set: str) -> list[Spec]:
     """Describe the tables of the COCO test set's protocols.
 
     Args:
         ties: How ties count, in words.
+        data_set: Name of the split in comparison.json.
     """
-    r_precision = Metric("r_precision", "R-Precision")
     coco_5k = _recalls_spec(
         "COCO 5K",
         "Five captions of each image: those of ECCV Caption's list of ids, or else the first five. "
         f"{ties}",
         ("protocols", "coco_5k"),
+        f"{data_set} coco_5k",
     )
     coco_1k = _recalls_spec(
         "COCO 1K",
         f"Means of five folds of 1,000 images with their captions. {ties}",
         ("protocols", "coco_1k"),
-    )
-    eccv = _two_way_spec(
-        "ECCV Caption",
-        "Pairs that people called right count as right (Chun et al., ECCV 2022), in full rankings "
-        "of the COCO test split.",
-        ("protocols", "eccv"),
-        (Metric("map_at_r", "mAP@R"), r_precision, Metric("r1", "R@1")),
+        f"{data_set} coco_1k",
     )
     cxc = _recalls_spec(
         "CxC",
         "Pairs that Crisscrossed Captions calls right count as right (Parekh et al., EACL 2021). "
         f"{ties}",
         ("protocols", "cxc"),
+        f"{data_set} cxc",
     )
     pmrp = _two_way_spec(
         "PMRP",
         "R-Precision where a candidate is right if its objects differ from the query's in at most "
         "zeta classes; mean over zeta (Chun et al., CVPR 2021).",
         ("protocols", "pmrp"),
-        (r_precision,),
+        (_R_PRECISION,),
+        f"{data_set} pmrp",
     )
-    return [coco_5k, coco_1k, replace(eccv, published_row=_published_eccv), cxc, pmrp]
+    return [coco_5k, coco_1k, _eccv_spec(data_set), cxc, pmrp]
+
+
+def _eccv_spec(data_set: str) -> Spec:
+    eccv = _two_way_spec(
+        "ECCV Caption",
+        "Pairs that people called right count as right (Chun et al., ECCV 2022), in full rankings "
+        "of the COCO test split.",
+        ("protocols", "eccv"),
+        (Metric("map_at_r", "mAP@R"), _R_PRECISION, Metric("r1", "R@1")),
+        f"{data_set} eccv",
+    )
+    return replace(eccv, published_row=_published_eccv)
 
 
 def _recalls_spec(
     title: str,
     rule: str,
     path: tuple[str, ...],
+    data_set: str,
 ) -> Spec:
-    """Describe a table of the recalls of both directions and their sum."""
-    spec = _two_way_spec(title, rule, path, RECALLS)
-    rsum = Group("Sum", path, (Metric("rsum", "RSUM"),), {"rsum": "rsum"})
-    return replace(spec, groups=(*spec.groups, rsum))
+    """Describe a table of the recalls of both directions and their sum; see `_two_way_spec`."""
+    spec = _two_way_spec(title, rule, path, RECALLS, data_set)
+    metrics = (Metric("rsum", "RSUM"),)
+    rsum = Group("Sum", path, metrics, {"rsum": "rsum"}, {"rsum": (data_set, "rsum")})
+    unit = "percent and, in RSUM, the sum of the six percentages; higher is better"
+    return replace(spec, groups=(*spec.groups, rsum), unit=unit)
+
+
+def _group(
+    task: str,
+    path: tuple[str, ...],
+    metrics: tuple[Metric, ...],
+    data_set: str,
+) -> Group:
+    """Describe the columns of one direction."""
+    compared = compared_figures(data_set, task, metrics)
+    return Group(TASKS[task], path, metrics, compared=compared)
 
 
 def _two_way_spec(
@@ -197,6 +240,7 @@ def _two_way_spec(
     rule: str,
     path: tuple[str, ...],
     metrics: tuple[Metric, ...],
+    data_set: str,
 ) -> Spec:
     """Describe a table of metrics of both directions.
 
@@ -205,11 +249,13 @@ def _two_way_spec(
         rule: The rule behind its figures, in words.
         path: Keys that lead from a head's figures to those of both directions.
         metrics: The columns of each direction.
+        data_set: Name of the data set, and protocol, in comparison.json.
     """
     groups = []
     for task in CROSS_MODAL_TASKS:
         paper_keys = {metric.key: f"{task}_{metric.key}" for metric in metrics}
-        groups.append(Group(TASKS[task], (*path, task), metrics, paper_keys))
+        group = _group(task, (*path, task), metrics, data_set)
+        groups.append(replace(group, paper_keys=paper_keys))
     return TableSpec(title, rule, ("cross",), tuple(groups), heads_of)
 
 

@@ -31,6 +31,7 @@ from cusa.eval.report.tables import (
 )
 
 Spec = TableSpec[StsResults]
+_UNIT = "correlation times 100, higher is better"
 SHORT_TITLES = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
 CXC_TITLES = {
     "sts": "Captions (STS)",
@@ -55,6 +56,7 @@ def sts_sections(results: Sequence[NamedResult[StsResults]]) -> list[Section]:
             "tasks",
             Metric("headline", "100 × Spearman"),
             "mean of the paper's seven STS tasks",
+            "spearman",
         ),
     )
     of_cxc = Section(
@@ -91,14 +93,16 @@ def _tasks_spec(names: Sequence[str], contents: Sequence[StsResults]) -> Spec:
         n_pairs = first_scores(tasks[name][-1:])["pairs"]
         columns.append(Metric(name, title, f"{n_pairs:,} pairs"))
         paper_keys[name] = title.replace("-", "").lower()
+    compared = {name: (name, "spearman") for name in names}
     return TableSpec(
         "Sentence similarity by task",
         "100 × Spearman's rank correlation of cosines with human scores, over all pairs of a task "
         "(for STS12 to STS16, all subsets concatenated), as in the paper.",
         HEADS,
-        (Group("100 × Spearman", ("tasks",), tuple(columns), paper_keys),),
+        (Group("100 × Spearman", ("tasks",), tuple(columns), paper_keys, compared),),
         _headlines_by_head,
         published,
+        _UNIT,
     )
 
 
@@ -111,6 +115,7 @@ def _rules_spec(names: Sequence[str]) -> Spec:
         HEADS,
         tuple(Group(name, (name,), metrics) for name in names),
         _other_rules,
+        unit=_UNIT,
     )
 
 
@@ -128,6 +133,7 @@ def _cxc_spec() -> Spec:
         HEADS,
         tuple(Group(title, (kind,), metrics) for kind, title in CXC_TITLES.items()),
         _cxc_by_head,
+        unit=_UNIT,
     )
 
 

@@ -10,14 +10,17 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import pytest
 
+from cusa.eval.report.disagreements import Disagreement
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryHit, GalleryQuery, Item
+from cusa.eval.report.paired_differences import Difference, SuiteDifferences
 from tests.eval import made_up
+from tests.eval.report.test_model_facts import RUN
 from tests.helpers import make_images
 
 CHROMIUM = next(
@@ -63,6 +66,11 @@ onload = async () => {
     scrolled: [...page.querySelectorAll(".scroll")].map(e => e.scrollWidth > e.clientWidth),
     headings: [...page.querySelectorAll("h2[id], h3[id]")].map(e => e.id),
     links: targets.map(id => page.getElementById(id) !== null),
+    first_screen: page.querySelector("nav")?.getBoundingClientRect().bottom,
+    tables: [...page.querySelectorAll("table")].map(table => Boolean(
+      table.caption && table.caption.textContent.trim()
+      && [...table.querySelectorAll("th")].every(th => th.scope && th.textContent.trim())
+      && table.closest("[role=region][aria-label][tabindex='0']"))),
     tall: chart === null ? 0 : chart.getBoundingClientRect().height,
     fetched: view.performance.getEntriesByType("resource").map(entry => entry.name),
     page: view.getComputedStyle(page.body).backgroundColor,
@@ -156,6 +164,8 @@ def report(tmp_path_factory):
         texts[0], images[0], images[1], texts[1], 0, 11, 0.5, 0.25, 0.875, 0.75, True
     )
     terms = ["contrastive", "csa", "usa"]
+    pairs = ((gallery[1], gallery[1]),)
+    disagreement = Disagreement("t2i", 3, 1, 2, 4, pairs, pairs)
     runs = []
     for number, name in enumerate(("plain", "a-name-without-an-end-" * 4)):
         metrics = made_up.metrics(name, terms, 40.0 + number, 36.0, 20.0, coco=True)
@@ -171,6 +181,7 @@ def report(tmp_path_factory):
                 gallery=gallery,
                 failures=gallery[:3],
                 false_negatives=(pair,) * 3,
+                disagreements=(disagreement,) if number else (),
             )
         )
     page = folder / "report.html"
@@ -204,12 +215,32 @@ def test_the_page_fits_and_asks_for_nothing(report, tmp_path, size):
         "t2i",
         "t2t",
         "i2i",
+        "disagreements",
         "failures",
         "negatives",
     ]
-    assert len(found["links"]) == 14
+    assert len(found["links"]) == 15
     assert all(found["links"])
+    assert len(found["tables"]) > 10
+    assert all(found["tables"])
     assert 100 < found["tall"] < 400
+
+
+def test_the_first_screen_says_what_was_compared(tmp_path):
+    """Three runs with all their facts, and differences, at 1280 x 800."""
+    reports = []
+    for name in ("contrastive", "cusa", "another-run"):
+        metrics = made_up.metrics(name, ["contrastive", "csa"], 40.0, 36.0, 20.0)
+        metrics["model"] = {**RUN, "loss_terms": ["contrastive", "csa"], "weights_sha256": name}
+        reports.append(made_up.report(name, metrics))
+    figures = {("tiny test", "rsum"): Difference(1.5, -0.5, 3.5)}
+    differences = {"retrieval": SuiteDifferences("contrastive", "cross", figures)}
+    compared = [reports[0], *(replace(run, differences=differences) for run in reports[1:])]
+    page = tmp_path / "report.html"
+    made_up.write(page, compared)
+    seen = look_at(page, tmp_path / "look", (1280, 800))
+    assert seen.found["first_screen"] < 800
+    assert seen.found["content"] <= 1280
 
 
 def test_dark_where_the_reader_wants_it(report, tmp_path):

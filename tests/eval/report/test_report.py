@@ -331,12 +331,13 @@ def test_headlines_are_of_the_head_to_use():
     run = made_up.report(
         "a", images=made_up.images("a", 40.0), sts=made_up.sts("a", 70.0, ("cross", "uni"))
     )
-    assert [figure for _, figure in headlines([run], make_sections([run]))[0]] == ["43.5", "74.0"]
+    of_run = headlines([run], make_sections([run]))[0]
+    assert [headline.figure for headline in of_run] == [43.5, 74.0]
     some = made_up.images("a", 40.0)
     some["average"] = {"cross": None, "uni": None}  # a set of the paper's four is missing
     partly = [made_up.report("a", images=some)]
-    [[(what, _)]] = headlines(partly, make_sections(partly))
-    assert what == f"R@1 of images, {next(iter(some['sets']))}, uni head"
+    [[headline]] = headlines(partly, make_sections(partly))
+    assert headline.label == f"R@1 of images, {next(iter(some['sets']))}, uni head"
 
 
 def test_title_and_explanation(tmp_path, runs):
@@ -346,7 +347,10 @@ def test_title_and_explanation(tmp_path, runs):
     assert "tiny, split test: 3 images, 1,234 captions, sha256 0123456789ab." in text
     assert TIES["pessimistic"] in text
     assert "95 % bootstrap intervals over queries, 1,000 samples, seed 0." in text
-    assert "contrastive + csa + usa best checkpoint, epoch 2" in text
+    facts = Page(_write(tmp_path, runs)).table("Fact", "plain-0", "cusa-0")
+    facts = [[text for text, _, _ in row] for row in facts]
+    assert ["Loss", "contrastive", "contrastive + csa + usa"] in facts
+    assert ["Weights", "epoch 2, best checkpoint (all)"] in facts
     assert "best epoch 2, RSUM 320.0" in text
     assert "Constant temperatures: tau_soft 1." in text
 
@@ -390,7 +394,7 @@ def test_one_run_without_truth_and_image_labels(tmp_path, runs):
     made = made_up.metrics("cusa-0", ["usa"], 43.0, 35.0, 25.0, truth=False)
     html = _write(tmp_path, [with_metrics(replace(runs[1], gallery=()), made)])
     page = Page(html)
-    assert len(page.tables) == 3
+    assert len(page.tables) == 4
     assert [len(row) for row in page.table("Model", "Head", "Caption → caption")] == [3, 5, 5]
     assert not any(bold for table in page.tables for row in table for _, bold, _ in row)
     for absent in (
