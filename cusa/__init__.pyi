@@ -26,6 +26,7 @@ from .stages.precomputed_store import PrecomputedStore as PrecomputedStore
 from .stages.train import TrainedRun as TrainedRun
 from .stages.train import train as train
 from .train.gradient_cache import encode_in_micro_batches as encode_in_micro_batches
+from .train.loss.balance import balanced_config as balanced_config
 from .train.loss.batch import Candidates as Candidates
 from .train.loss.config import LossConfig as LossConfig
 from .train.loss.config import Temperature as Temperature

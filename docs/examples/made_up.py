@@ -40,7 +40,12 @@ class MadeUp(NamedTuple):
 N_WORDS = len(WORDS)
 
 
-def make_data(folder: Path, n_images: int = 64, n_val: int = 16) -> MadeUp:
+def make_data(
+    folder: Path,
+    n_images: int = 64,
+    n_val: int = 16,
+    teachers: tuple[str, ...] = ("vision", "words"),
+) -> MadeUp:
     """Make a data set of two captions an image, split in two, as files and store in ``folder``."""
     meaning = np.random.default_rng(0).normal(size=(n_images + n_val, 12))
     colours = (
@@ -64,6 +69,8 @@ def make_data(folder: Path, n_images: int = 64, n_val: int = 16) -> MadeUp:
         ("vision", "image", [r.image_id for r in records]),
         ("words", "text", [c for r in records for c in r.caption_ids]),
     ):
+        if teacher not in teachers:
+            continue
         dim = rows[teacher].shape[1]
         settings = TeacherSettings(
             modality, teacher, "unknown", {}, "none", "fp32", dim, "float16", True

@@ -1,9 +1,7 @@
-"""A fusion encoder's image-text-matching head, with hard negatives and soft targets.
+"""Soft labels in a fusion encoder's matching head: X2-VLM as in the paper's appendix.
 
-It is the setting of X2-VLM and ALBEF.
-
-The encoders are trained by CUSALoss; the head looks at pairs one by one, and learns from soft
-labels that some of the hard negatives are no negatives.
+The host's contrastive loss stays as it is. In its matching loss, the hard negatives get soft labels
+as targets, and a layer on each branch makes uni-modal embeddings for USA.
 
 Run it: ``python docs/examples/matching_head.py``
 """
@@ -12,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,85 +18,140 @@ from torch.nn import functional as F
 
 from cusa.train.loss.config import LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.loss.functions import soft_labels
+from cusa.train.loss.functions import contrastive_loss, soft_labels
 from cusa.train.loss.matching import hard_negatives, matching_loss, matching_targets
+from cusa.train.teacher_rows import TeacherBatch, Teachers
 
 from made_up import N_WORDS, caption_batches, make_data
 
-TAU_DRAW = 0.3  # the smaller, the harder the negatives
+TAU_DRAW = 0.3  # the smaller, the harder the negatives; X2-VLM draws at its own temperature
 TAU_TARGETS = 0.1  # at 1, the targets of negatives would all be near 1/B
+EMBED_DIM = 32
+
+
+class Encoded(NamedTuple):
+    """What the two encoders make of a batch.
+
+    Attributes:
+        patches: float ``[B, R, d]``, for the fusion encoder.
+        words: float ``[B, W, d]``, for the fusion encoder.
+        image_features: float ``[B, d]``, for the contrastive loss.
+        text_features: float ``[B, d]``, for the contrastive loss.
+    """
+
+    patches: torch.Tensor
+    words: torch.Tensor
+    image_features: torch.Tensor
+    text_features: torch.Tensor
 
 
 class FusionHost(nn.Module):
-    """Patches and words, two embeddings of each modality, a fusion encoder with a matching head."""
+    """Two encoders, a fusion encoder with a matching head, and a temperature of its own."""
 
-    def __init__(self, dim: int = 32) -> None:
+    def __init__(self, dim: int = EMBED_DIM) -> None:
         super().__init__()
         self.patches = nn.Sequential(
             nn.Flatten(), nn.Linear(3072, 4 * dim), nn.Unflatten(1, (4, dim))
         )
         self.words = nn.Embedding(N_WORDS, dim)
-        self.heads = nn.ModuleDict(
-            {
-                name: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
-                for name in ("v", "t", "uni_v", "uni_t")
-            }
-        )
+        self.image_projection = nn.Linear(dim, dim)
+        self.text_projection = nn.Linear(dim, dim)
+        self.temperature = nn.Parameter(torch.tensor(0.07))
         self.fusion = nn.TransformerDecoderLayer(dim, 2, 64, dropout=0.0, batch_first=True)
         self.match = nn.Linear(dim, 2)
 
+    def encode(self, pixels: torch.Tensor, tokens: torch.Tensor) -> Encoded:
+        """Return patches, words and the features of the contrastive loss."""
+        patches = self.patches(pixels)
+        words = self.words(tokens)
+        image_features = self.image_projection(patches.mean(dim=1))
+        text_features = self.text_projection(words.mean(dim=1))
+        return Encoded(patches, words, image_features, text_features)
+
+    def contrastive(self, similarity: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+        """Return the host's own contrastive loss; it knows nothing of soft labels."""
+        self.temperature.data.clamp_(0.01, 0.5)
+        to_texts = contrastive_loss(similarity, self.temperature, image_ids)
+        to_images = contrastive_loss(similarity.T, self.temperature, image_ids)
+        return (to_texts + to_images) / 2
+
     def score(self, patches: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        """Logits ``[M, 2]`` of "no match", "match", of M pairs ``[M, R, d]`` and ``[M, W, d]``."""
+        """Return logits ``[M, 2]`` of "no match" and "match" for M pairs."""
         return self.match(self.fusion(words, patches).mean(dim=1))
 
 
-def main(steps: int = 200, batch_size: int = 32) -> list[tuple[float, float]]:
-    """Train; the loss of the embeddings and that of the matching head, of every step."""
+def soft_matching_loss(
+    host: FusionHost,
+    encoded: Encoded,
+    similarity: torch.Tensor,
+    rows: TeacherBatch,
+) -> torch.Tensor:
+    """Return the host's matching loss with soft labels for its hard negatives.
+
+    Args:
+        host: The host.
+        encoded: The batch.
+        similarity: float ``[B, B]`` of image i and caption j.
+        rows: The teachers' rows.
+    """
+    text_of_image = hard_negatives(similarity, rows.image_ids, TAU_DRAW)
+    image_of_text = hard_negatives(similarity.T, rows.image_ids, TAU_DRAW)
+    patches, words = encoded.patches, encoded.words
+    logits = host.score(
+        torch.cat([patches, patches, patches[image_of_text]]),
+        torch.cat([words, words[text_of_image], words]),
+    )
+    teacher_image = F.normalize(rows.image.float(), dim=-1)
+    teacher_text = F.normalize(rows.text.float(), dim=-1)
+    labels_of_images = soft_labels(teacher_image @ teacher_image.T, TAU_TARGETS)
+    labels_of_texts = soft_labels(teacher_text @ teacher_text.T, TAU_TARGETS)
+    matches = torch.ones(len(patches))
+    image_targets = matching_targets(labels_of_images, text_of_image)
+    text_targets = matching_targets(labels_of_texts, image_of_text)
+    return matching_loss(logits, torch.cat([matches, image_targets, text_targets]))
+
+
+def main(steps: int = 200, batch_size: int = 32) -> list[dict[str, float]]:
+    """Train; the three losses of every step."""
     torch.manual_seed(0)
     history = []
     with tempfile.TemporaryDirectory() as folder:
         store, pixels, tokens = make_data(Path(folder))
-
-        split = store.split("train")
-        vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
         host = FusionHost()
-        loss_fn = CUSALoss(LossConfig(alpha=0.3, beta=0.75))  # the paper's weights for X2-VLM
-        optimizer = torch.optim.AdamW(
-            [{"params": host.parameters()}, *loss_fn.param_groups()],
-            lr=3e-3,
-        )
+
+        teachers = Teachers(store, "train")
+        uni_image = nn.Linear(EMBED_DIM, EMBED_DIM)
+        uni_text = nn.Linear(EMBED_DIM, EMBED_DIM)
+        usa = CUSALoss(LossConfig(terms=("usa",), beta=0.75))  # the paper's weight for X2-VLM
+        model = nn.ModuleList([host, uni_image, uni_text])
+        groups = [{"params": model.parameters()}, *usa.param_groups()]
+        optimizer = torch.optim.AdamW(groups, lr=3e-3)
         for caption_rows in caption_batches(store, batch_size, steps):
-            image_rows = split.caption_image[caption_rows]
-            image_ids = torch.from_numpy(image_rows)
-            patches = host.patches(pixels[image_rows])  # [B, R, d]
-            texts = host.words(tokens[caption_rows])  # [B, W, d]
-            v, uni_v = (host.heads[name](patches.mean(1)) for name in ("v", "uni_v"))
-            t, uni_t = (host.heads[name](texts.mean(1)) for name in ("t", "uni_t"))
-            teacher_v = torch.from_numpy(vision.gather(image_rows)).float()
-            teacher_t = torch.from_numpy(words.gather(caption_rows)).float()
-            terms = loss_fn(v, t, uni_v, uni_t, teacher_v, teacher_t, image_ids)
-
-            similarity = F.normalize(v, dim=-1) @ F.normalize(t, dim=-1).T
-            text_of_image = hard_negatives(similarity, image_ids, TAU_DRAW)
-            image_of_text = hard_negatives(similarity.T, image_ids, TAU_DRAW)
-            labels_v = soft_labels(teacher_v @ teacher_v.T, TAU_TARGETS)
-            labels_t = soft_labels(teacher_t @ teacher_t.T, TAU_TARGETS)
-            logits = host.score(
-                torch.cat([patches, patches, patches[image_of_text]]),
-                torch.cat([texts, texts[text_of_image], texts]),
-            )
-            targets_v = matching_targets(labels_v, text_of_image)
-            targets_t = matching_targets(labels_t, image_of_text)
-            matching = matching_loss(logits, torch.cat([torch.ones(len(v)), targets_v, targets_t]))
-
+            rows = teachers.rows(caption_rows)
+            encoded = host.encode(pixels[rows.image_ids], tokens[caption_rows])
+            image_features = F.normalize(encoded.image_features, dim=-1)
+            text_features = F.normalize(encoded.text_features, dim=-1)
+            similarity = image_features @ text_features.T
+            losses = {
+                "contrastive": host.contrastive(similarity, rows.image_ids),
+                "matching": soft_matching_loss(host, encoded, similarity, rows),
+                "usa": usa(
+                    image_features,
+                    text_features,
+                    uni_image(encoded.patches.mean(dim=1)),
+                    uni_text(encoded.words.mean(dim=1)),
+                    rows.image,
+                    rows.text,
+                ).total,
+            }
             optimizer.zero_grad()
-            (terms.total + matching).backward()
+            sum(losses.values()).backward()
             optimizer.step()
-            history.append((terms.total.item(), matching.item()))
+            history.append({name: loss.item() for name, loss in losses.items()})
     return history
 
 
 if __name__ == "__main__":
     history = main()
-    for name, first, last in zip(("embeddings", "matching"), history[0], history[-1], strict=True):
-        print(f"{name}: {first:.4f} -> {last:.4f}")
+    for name, first in history[0].items():
+        print(f"{name}: {first:.4f} -> {history[-1][name]:.4f}")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cusa.data.errors import EmbeddingsError
+from cusa.train.loss.balance import balanced_config
 from cusa.train.loss.batch import Candidates
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.loss.cusa_loss import CUSALoss
@@ -105,6 +106,9 @@ def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
             loss(*batch)
         errors.append((error.value.name, error.value.location))
     torch.save(errors, folder / f"errors-{rank}.pt")
+    weight = torch.tensor(2.0, requires_grad=True)
+    balanced = balanced_config(LossConfig(), [((rank + 1) * weight, weight)], [weight], 1)
+    torch.save(balanced.alpha, folder / f"alpha-{rank}.pt")
     queue = TeacherQueue(sum(sizes) + 2)
     own_queue = TeacherQueue(sum(sizes), gather=False)
     for first_row in (0, 100):
@@ -172,6 +176,14 @@ def test_a_queue_of_rows_takes_the_pairs_of_all_ranks(gathered):
         queue, own_queue = torch.load(folder / f"queue-{rank}.pt")
         torch.testing.assert_close(queue, dict(expected.state_dict()))
         assert own_queue["next_slot"].item() == 2 * size % n_pairs
+
+
+def test_every_rank_gets_the_same_balanced_weights(gathered):
+    sizes, folder = gathered
+    mean_norm = sum(range(1, len(sizes) + 1)) / len(sizes)
+    for rank in range(len(sizes)):
+        alpha = torch.load(folder / f"alpha-{rank}.pt")
+        assert alpha == pytest.approx(mean_norm * LossConfig().alpha)
 
 
 def test_one_process_alone_gathers_nothing():
