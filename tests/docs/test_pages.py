@@ -44,7 +44,8 @@ def test_links_lead_to_files_and_headings(page):
 
 def test_the_index_lists_every_page():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    pages = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")}
+    pages.remove("README.md")
     linked = {target.partition("#")[0] for target in LINK.findall(index)}
     assert pages <= linked
 
