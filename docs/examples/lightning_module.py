@@ -87,8 +87,7 @@ class SoftLabelModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW, which does not decay the temperatures."""
         model = nn.ModuleList([self.image_trunk, self.text_trunk, self.heads])
-        temperatures = {"params": self.loss.parameters(), "weight_decay": 0.0}
-        groups = [{"params": model.parameters(), "weight_decay": 0.01}, temperatures]
+        groups = [{"params": model.parameters(), "weight_decay": 0.01}, *self.loss.param_groups()]
         return torch.optim.AdamW(groups, lr=1e-3)
 
     def train_dataloader(self) -> DataLoader:
