@@ -19,8 +19,8 @@ from sentence_transformers.base.modules.module import Module
 from cusa.data.captions import normalizer
 from cusa.data.hub import cached_snapshot
 from cusa.data.store.schema import TeacherSettings
+from cusa.eval.models.frozen_encoder import load_frozen
 from cusa.eval.models.inputs import checked_texts, opened_images
-from cusa.eval.models.student import load_frozen
 from cusa.precompute.teachers.base import Teacher
 
 _INPUTS = "frozen_encoder_inputs"

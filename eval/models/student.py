@@ -13,10 +13,9 @@ import torch
 
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import HEADS, Head, Rows
-from cusa.data.errors import TeacherError
 from cusa.data.hub import is_remote
-from cusa.data.store.schema import TeacherSettings
 from cusa.eval.models.devices import chosen_device, one_at_a_time
+from cusa.eval.models.frozen_encoder import load_frozen, source_of
 from cusa.eval.models.inputs import (
     ImageLike,
     batches,
@@ -26,7 +25,6 @@ from cusa.eval.models.inputs import (
     opened_images,
 )
 from cusa.eval.models.usable_rows import refuse_unusable
-from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.train.config import deciding
 from cusa.train.encode_split import embed
@@ -253,32 +251,8 @@ class StudentEncoder:
 
     def _load_encoder(self, modality: str) -> Teacher:
         stored = self.origin.provenance.encoders[modality]
-        source = self._encoder_sources.get(modality) or _teacher_source(stored)
+        source = self._encoder_sources.get(modality) or source_of(stored)
         return load_frozen(source, stored.name, stored.settings, self._device)
-
-
-def load_frozen(source: str, name: str, settings: TeacherSettings, device: str) -> Teacher:
-    """Load an adapter's frozen encoder.
-
-    Args:
-        source: Where it is, as ``cusa-precompute --teacher`` takes it.
-        name: Its name in the store.
-        settings: What the store records of it.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-
-    Raises:
-        TeacherError: If it cannot be loaded, or has other weights than those the adapter was
-            trained on.
-    """
-    teacher = parse_teacher(source).load_as(settings, device)
-    if teacher.weights_sha256 != settings.weights_sha256:
-        raise TeacherError(
-            f"the {settings.modality} encoder loaded from {teacher.source} has other weights than "
-            f"{name!r}, which the adapter was trained on; pass "
-            f"encoders={{{settings.modality!r}: 'NAME=PATH'}} with the right ones",
-            name=name,
-        )
-    return teacher
 
 
 def load_student(
@@ -317,16 +291,6 @@ def folder_name(folder: Path) -> str:
 
 def _names(by_modality: Mapping[str, StoredTeacher]) -> dict[str, str]:
     return {modality: teacher.name for modality, teacher in by_modality.items()}
-
-
-def _teacher_source(stored: StoredTeacher) -> str:
-    """Return the source of a stored teacher in the form of ``--teacher``."""
-    # The folder that stage one loaded it from may be on another machine.
-    if Path(stored.source).exists():
-        return f"{stored.name}={stored.source}"
-    if stored.name in KNOWN:
-        return stored.name
-    return f"{stored.name}={stored.settings.model_id}"
 
 
 def _check_head(head: Head) -> None:
