@@ -35,10 +35,11 @@ def balanced_config(
 
     Args:
         config: Settings of the loss; their proportions are kept.
-        losses: For each of a few batches, the host's loss and ``CUSALoss(config)(...).total``, with
-            graphs that are not freed. A generator holds one batch at a time.
-        parameters: Such as ``model.parameters()``. Those that one of the losses does not depend on,
-            such as uni-modal heads, are left out.
+        losses: For each of a few batches, two scalars: the host's loss and
+            ``CUSALoss(config)(...).total``, with graphs that are not freed. A generator holds one
+            batch at a time.
+        parameters: The tensors, such as ``model.parameters()``. Those that one of the losses does
+            not depend on, such as uni-modal heads, are left out.
         ratio: Norm of the gradient of the soft labels over that of the host's loss. The default is
             about what the paper's setting has beside its own contrastive term
             (docs/benchmarks.md).
@@ -52,7 +53,7 @@ def balanced_config(
         EmbeddingsError: If there is no batch, no parameter that both losses depend on, or a
             gradient is zero or not finite; ``name`` is the argument.
     """
-    if not (math.isfinite(ratio) and ratio > 0):
+    if not isinstance(ratio, int | float) or not 0 < ratio < math.inf:
         raise SettingError(f"ratio must be a number above zero, got {ratio!r}", name="ratio")
     learnable = [parameter for parameter in parameters if parameter.requires_grad]
     if not learnable:

@@ -27,11 +27,16 @@ def require_tensors(**features: object) -> None:
     """Refuse a student's features that are not tensors: the loss could not train anything.
 
     Raises:
-        EmbeddingsError: If one is neither a tensor nor ``None``; ``name`` is the argument.
+        EmbeddingsError: If one is neither ``None`` nor a tensor with rows; ``name`` is the
+            argument.
     """
     for name, value in features.items():
-        if value is not None and not isinstance(value, Tensor):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
             raise EmbeddingsError(f"{name} must be a tensor, got {type(value).__name__}", name=name)
+        if value.ndim == 0:
+            raise EmbeddingsError(f"{name} must be a matrix, got a scalar", name=name)
 
 
 def take_batch(
@@ -56,7 +61,7 @@ def take_batch(
         The batch, with the teacher's rows detached; and what is wrong with it, if anything is. The
         error is not raised here: with ``gather``, other ranks would wait forever.
     """
-    own_rows = slice(0, cross[0].shape[:1].numel())
+    own_rows = slice(0, len(cross[0]))
     bare = LossBatch(cross, NEITHER, cross, NEITHER, NEITHER, None, None, own_rows)
     try:
         batch = bare
@@ -84,12 +89,10 @@ def _with_candidates(
             f"candidates must be cusa.Candidates, got {type(candidates).__name__}",
             name="candidates",
         )
-    for name, features in zip(_CANDIDATE_FEATURES, candidates[:4], strict=True):
-        # Those of the uni-modal heads may be missing.
-        if not isinstance(features, Tensor) and (features is not None or "uni" not in name):
-            raise EmbeddingsError(
-                f"{name} must be a tensor, got {type(features).__name__}", name=name
-            )
+    require_tensors(**dict(zip(_CANDIDATE_FEATURES, candidates[:4], strict=True)))
+    for name, features in zip(_CANDIDATE_FEATURES[:2], candidates[:2], strict=True):
+        if features is None:
+            raise EmbeddingsError(f"{name} must be a tensor, got None", name=name)
     cross = candidates[:2]
     mask = candidates.mask
     if mask is not None:
@@ -183,9 +186,7 @@ def _check_sizes(batch: LossBatch) -> None:
         if tensor.ndim != 2 or tensor.shape != (n_rows, dim or tensor.shape[-1]):
             columns = "any" if dim is None else dim
             raise EmbeddingsError(
-                f"{name} must be [{n_rows}, {columns}], like the first one, got "
-                f"{list(tensor.shape)}",
-                name=name,
+                f"{name} must be [{n_rows}, {columns}], got {list(tensor.shape)}", name=name
             )
     for modality, rows in zip(_MODALITIES, batch.teacher, strict=True):
         if rows is not None and not rows.is_floating_point():

@@ -112,7 +112,7 @@ def test_what_cannot_be_measured_is_refused(host, batches):
         with pytest.raises(EmbeddingsError) as error:
             balanced_config(SOFT_LABELS, *arguments)
         assert error.value.name == name
-    for ratio in (0, -1.0, float("nan"), float("inf")):
+    for ratio in (0, -1.0, float("nan"), float("inf"), "1"):
         with pytest.raises(SettingError) as error:
             balanced_config(SOFT_LABELS, losses(), host.parameters(), ratio)
         assert error.value.name == "ratio"

@@ -278,6 +278,8 @@ def test_candidates_that_do_not_fit_are_refused():
         ({"others": [v, t, uni_v, uni_t[:, 1:]]}, "candidates.uni_text_features"),
         ({"others": [v.numpy(), t, uni_v, uni_t]}, "candidates.image_features"),
         ({"others": [None, t, uni_v, uni_t]}, "candidates.image_features"),
+        ({"others": [v, t.sum(), uni_v, uni_t]}, "candidates.text_features"),
+        ({"features": [queued.features[0].sum(), *queued.features[1:]]}, "image_features"),
         ({"others": cut, "mask": queued.mask[:-1]}, "teacher_image"),
         ({"mask": queued.mask[:-1]}, "candidates.mask"),
         ({"teacher": [x[:4] for x in queued.teacher]}, "teacher_image"),
