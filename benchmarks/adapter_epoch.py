@@ -33,10 +33,11 @@ from train_step import Paced
 
 from cusa.cli.console import quiet_libraries
 from cusa.eval.metrics.validation import validation_scores
-from cusa.train.config import build_config, load_preset, merge
+from cusa.train.config import build_config, merge
 from cusa.train.encode_split import encode_split
 from cusa.train.loader import Batch
 from cusa.train.loss.config import TERMS
+from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes
 from cusa.train.step import make_optimizer
 from cusa.train.trainer import Trainer

@@ -269,11 +269,11 @@ def test_an_installed_wheel_works_outside_the_repository(wheel, tmp_path):
         "import sys\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         f"sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import cusa, cusa.train.config as config\n"
+        "import cusa, cusa.train.preset_files as files\n"
         f"assert cusa.__file__.startswith({str(tmp_path)!r}), cusa.__file__\n"
-        f"assert config.__file__.startswith({str(tmp_path)!r})\n"
+        f"assert files.__file__.startswith({str(tmp_path)!r})\n"
         "names = [getattr(cusa, n).__name__.split('.')[-1] for n in cusa.__all__]\n"
-        "print(cusa.__version__, names == list(cusa.__all__), config.presets())"
+        "print(cusa.__version__, names == list(cusa.__all__), files.presets())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False

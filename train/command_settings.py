@@ -19,13 +19,13 @@ from cusa.train.config import (
     build_config,
     deciding,
     load_config_file,
-    load_preset,
     merge,
     nest,
     parse_settings,
     refuse_hidden,
 )
 from cusa.train.loss.config import TERMS
+from cusa.train.preset_files import load_preset
 from cusa.train.saving.hub_student import local_student
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
@@ -168,7 +168,21 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
             )
         student = over.get("student", {}).get("name")
         preset = default_preset(EmbeddingStore(checked.data.embeddings).dataset, student)
-    return build_config(merge(load_preset(preset), over))
+    config = build_config(merge(load_preset(preset), over))
+    _refuse_endless_warmup(config)
+    return config
+
+
+def _refuse_endless_warmup(config: Config) -> None:
+    """Refuse a warm-up beyond the schedule's end, such as one that is counted in steps."""
+    warmup = config.optim.warmup_epochs
+    epochs = config.optim.schedule_epochs or config.train.epochs
+    if warmup > epochs:
+        raise SettingError(
+            f"setting optim.warmup_epochs is {warmup:g}, but the schedule has {epochs:,} epochs, "
+            "so the learning rate would not reach its peak; give epochs, not steps",
+            name="optim.warmup_epochs",
+        )
 
 
 def _initial_settings(init: Path) -> dict[str, Any]:

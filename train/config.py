@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -35,7 +34,6 @@ MOST_STEPS = 1_000_000_000
 MOST_WORKERS = 256  # processes that read for one training process
 MINUTES_OF_A_YEAR = 525_600
 
-_PRESETS = importlib.resources.files("cusa.train") / "presets"
 _MOST_BYTES = 1_000_000  # in a file of settings
 _MOST_DOTS = 8  # in a setting's full name; no setting has as many
 
@@ -45,6 +43,9 @@ _MOST_DOTS = 8  # in a setting's full name; no setting has as many
 SHORT = {
     "loss": "loss.terms",
     "seed": "train.seed",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "warmup": "optim.warmup_epochs",
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",
     "student": "student.name",
@@ -113,7 +114,8 @@ class OptimConfig:
         """Refuse a cosine that would rise."""
         if self.min_lr > self.lr:
             raise SettingError(
-                f"must be at most optim.lr, {self.lr:g}; got {self.min_lr:g}",
+                f"must be at most optim.lr, {self.lr:g}; got {self.min_lr:g}: lower it, too, with "
+                "--set optim.min_lr=NUMBER",
                 name="min_lr",
             )
 
@@ -186,23 +188,6 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def presets() -> list[str]:
-    """List the names of the package's presets."""
-    paths = [Path(entry.name) for entry in _PRESETS.iterdir()]
-    return sorted(path.stem for path in paths if path.suffix == ".yaml")
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """Read a preset's settings, nested.
-
-    Raises:
-        SettingError: If there is no preset of that name; the message lists them.
-    """
-    if name not in presets():
-        raise SettingError(f"unknown preset {name!r}; legal: {', '.join(presets())}", name=name)
-    return parse_yaml((_PRESETS / f"{name}.yaml").read_text(), f"preset {name}")
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
@@ -353,13 +338,18 @@ def differing(a: Config, b: Config) -> list[str]:
 
 def deciding(config: Config) -> dict[str, Any]:
     """Return the settings that decide what a run computes, by their full names."""
-    values = dict(_flat(dataclasses.asdict(config), ""))
+    values = by_full_name(dataclasses.asdict(config))
     return {name: value for name, value in values.items() if name not in _FREE}
 
 
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def by_full_name(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by their full names, such as ``"loss.alpha"``."""
+    return dict(_by_full_name(nested, ""))
+
+
+def _by_full_name(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping):
         yield name, value
         return
     for key, nested in value.items():
-        yield from _flat(nested, f"{name}.{key}" if name else key)
+        yield from _by_full_name(nested, f"{name}.{key}" if name else key)

@@ -1,4 +1,4 @@
-"""A table of all settings: their defaults, the values that they take, and what they decide."""
+"""Tables of all settings and presets; ``python -m cusa.train.settings_table`` prints the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cusa.train.config import Config
+from cusa.train.config import SHORT, Config, by_full_name
+from cusa.train.preset_files import load_preset, presets
 from cusa.train.settings import legal_values, settings_schema
 
 # An entry of a docstring's "Attributes:"; its continuation lines are indented further.
@@ -50,10 +51,15 @@ def _rows_below(
         if "properties" in field:
             yield from _rows_below(default, field, f"{prefix}{name}.", description)
             continue
-        if isinstance(default, tuple):
-            default = list(default)
-        text = yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+        text = _as_yaml(default)
         yield SettingRow(f"{prefix}{name}", text, legal_values(field), description)
+
+
+def _as_yaml(value: Any) -> str:
+    """Format a setting's value as ``--set`` takes it."""
+    if isinstance(value, tuple):
+        value = list(value)
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def _descriptions(docstring: str) -> dict[str, str]:
@@ -63,11 +69,92 @@ def _descriptions(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(docstring)}
 
 
-def settings_markdown() -> str:
-    """Format the table as Markdown; docs/training.md contains it."""
-    lines = ["| setting | default | takes | decides |", "|---|---|---|---|"]
+def preset_settings(preset: str) -> dict[str, str]:
+    """Return what a preset sets, as YAML by the settings' full names."""
+    settings = {}
+    for name, value in by_full_name(load_preset(preset)).items():
+        settings[name] = _as_yaml(value)
+    return settings
+
+
+def settings_text() -> str:
+    """Format all settings and presets for the screen."""
+    lines = []
+    for row in setting_rows():
+        lines += [f"{row.name}: {row.default}", f"    {row.description}", f"    Takes {row.legal}."]
+    for preset in presets():
+        pairs = map("=".join, preset_settings(preset).items())
+        lines.append(f"--preset {preset}: {' '.join(pairs)}")
+    return "\n".join(lines)
+
+
+_PAGE = """\
+# All settings of cusa-train
+
+This page is made from the code, by `python -m cusa.train.settings_table > docs/settings.md`;
+`cusa-train settings` prints the same.
+
+From weakest to strongest, settings come from the preset, the student of `--init`, `--config FILE`,
+`--set NAME=VALUE`, and the other options. Names are as `--set` takes them; in a file, they are
+nested as in a run's `config.yaml`, which holds the values that the run was trained with. An option
+sets the setting of the same last name (`--batch-size` is `train.batch_size`); these names are short
+for others, as options and as axes of `--sweep`: {short}.
+
+## Presets
+
+Without `--preset`, the data set and the student decide: `demo` for the data set of that name,
+`adapter` for `--student adapter`, and for other students the paper's setting for Flickr30K or, on
+any other data set, for COCO.
+
+{presets}
+## Settings
+
+Defaults are those without a preset.
+
+{settings}"""
+
+
+def settings_page() -> str:
+    """Format docs/settings.md."""
+    short_names = []
+    for short, full_name in SHORT.items():
+        if short != full_name.rpartition(".")[2]:
+            short_names.append(f"`{short}` (`{full_name}`)")
+    return _PAGE.format(
+        short=", ".join(short_names),
+        presets=_presets_markdown(),
+        settings=_settings_markdown(),
+    )
+
+
+def _presets_markdown() -> str:
+    head = ["setting"]
+    columns = []
+    names: dict[str, None] = {}
+    for preset in presets():
+        settings = preset_settings(preset)
+        head.append(f"`{preset}`")
+        columns.append(settings)
+        names |= dict.fromkeys(settings)
+    rows = []
+    for name in names:
+        rows.append([f"`{name}`", *(settings.get(name, "") for settings in columns)])
+    return _table(head, rows)
+
+
+def _settings_markdown() -> str:
+    rows = []
     for row in setting_rows():
         # A bar would end the cell.
         description = row.description.replace("|", r"\|")
-        lines.append(f"| `{row.name}` | `{row.default}` | {row.legal} | {description} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{row.name}`", f"`{row.default}`", row.legal, description])
+    return _table(["setting", "default", "takes", "decides"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")

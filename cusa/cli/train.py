@@ -17,6 +17,7 @@ from cusa.cli.console import (
     quiet_libraries,
 )
 from cusa.data.errors import SettingError
+from cusa.train.preset_files import presets
 
 
 @command()
@@ -38,7 +39,7 @@ from cusa.data.errors import SettingError
 @click.option(
     "--loss", type=click.Choice(["contrastive", "csa", "usa", "cusa"]), help="Terms to sum."
 )
-@click.option("--preset", help="Named settings.  [default: by data set and student]")
+@click.option("--preset", help=f"Settings by name: {', '.join(presets())}.  [default: by data]")
 @click.option("--config", type=PATH, help="YAML file of settings.")
 @click.option(
     "--set",
@@ -47,6 +48,9 @@ from cusa.data.errors import SettingError
     metavar="NAME=VALUE",
     help="One setting, e.g. loss.alpha=0.2; all of them: cusa-train settings.",
 )
+@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--weight-decay", type=float, help="Decay of weight matrices.")
+@click.option("--warmup", type=float, metavar="EPOCHS", help="Epochs of linear warm-up.")
 @click.option(
     "--epochs",
     type=POSITIVE,
@@ -77,11 +81,7 @@ from cusa.data.errors import SettingError
 @click.option(
     "--patience", type=POSITIVE, help="Stop after this many epochs without a better val RSUM."
 )
-@click.option(
-    "--checkpoint-steps",
-    type=POSITIVE,
-    help="Steps between checkpoints for --resume.",
-)
+@click.option("--checkpoint-steps", type=POSITIVE, help="Steps between checkpoints for --resume.")
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(0),
@@ -164,11 +164,10 @@ def export(run: Path, kind: Any, head: Any, checkpoint: Any, out: Path | None) -
 
 @command("settings")
 def list_settings() -> None:
-    """List all settings for --set and --config, with defaults, legal values and meanings."""
-    from cusa.train.settings_table import setting_rows
+    """List all settings for --set and --config, and what each preset sets."""
+    from cusa.train.settings_table import settings_text
 
-    for row in setting_rows():
-        print_plain(f"{row.name}: {row.default}\n    {row.description}\n    Takes {row.legal}.")
+    print_plain(settings_text())
 
 
 main.subcommands |= {"export": export, "settings": list_settings}

@@ -45,6 +45,9 @@ class TrainOptions(TypedDict, total=False):
         settings: Any settings (``cusa-train settings`` lists them) by full name, by the name of an
             option here, or nested: ``{"epochs": 5, "loss.alpha": 0.2, "optim": {"lr": 1e-3}}``.
             Other options take precedence.
+        lr: Peak learning rate.
+        weight_decay: Decay of weight matrices.
+        warmup: Epochs of linear warm-up.
         epochs: Passes over the captions; with ``resume``, more of them under the run's schedule.
         batch_size: Pairs per step on each GPU.
         accumulate: Batches per step, by gradient accumulation.
@@ -74,6 +77,9 @@ class TrainOptions(TypedDict, total=False):
     preset: str | None
     config: FilePath | None
     settings: SettingValues | None
+    lr: Number | None
+    weight_decay: Number | None
+    warmup: Number | None
     epochs: WholeNumber | None
     batch_size: WholeNumber | None
     accumulate: WholeNumber | None

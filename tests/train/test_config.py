@@ -11,13 +11,13 @@ from cusa.train.config import (
     build_config,
     differing,
     load_config_file,
-    load_preset,
     merge,
     parse_settings,
     to_yaml,
 )
-from cusa.train.config import presets as preset_names
 from cusa.train.loss.config import LossConfig, Temperature
+from cusa.train.preset_files import load_preset
+from cusa.train.preset_files import presets as preset_names
 from tests.helpers import Fault, fault_of
 
 

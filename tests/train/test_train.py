@@ -151,9 +151,16 @@ def test_resume_refuses_other_settings_and_other_stores(index, tmp_path):
     assert run_fault(
         "train", *_adapter(index, run_dir, "--resume", "--set", "loss.alpha=0.2")
     ) == Fault(SettingError, name="loss.alpha")
-    assert run_fault("train", "--resume", "--run-dir", run_dir, "--seed", 4) == Fault(
-        SettingError, name="train.seed"
-    )
+    changed = {
+        "--seed": (4, "train.seed"),
+        "--lr": (0.5, "optim.lr"),
+        "--weight-decay": (0.5, "optim.weight_decay"),
+        "--warmup": (2, "optim.warmup_epochs"),
+    }
+    for option, (value, name) in changed.items():
+        assert run_fault("train", "--resume", "--run-dir", run_dir, option, value) == Fault(
+            SettingError, name=name
+        )
     clip = make_tiny_clip(tmp_path / "clip")
     assert run_fault("train", "--resume", "--run-dir", run_dir, "--student", clip) == Fault(
         SettingError, name="student.name"
