@@ -32,6 +32,7 @@ INNER_IMPORTS = {
     "precompute/tars": {"precompute", "precompute/teachers"},
     "precompute/teachers": set(),
     "train": {"train/loss", "train/saving"},
+    "train/trackers": {"train", "train/saving"},
     "train/loss": {"train"},
     "train/saving": {"train", "train/loss"},
     "eval": {

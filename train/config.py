@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -34,6 +34,7 @@ MOST_STEPS = 1_000_000_000
 MOST_WORKERS = 256  # processes that read for one training process
 MINUTES_OF_A_YEAR = 525_600
 
+TrackerName = Literal["wandb", "trackio", "mlflow", "tensorboard"]
 _MOST_BYTES = 1_000_000  # in a file of settings
 _MOST_DOTS = 8  # in a setting's full name; no setting has as many
 
@@ -145,7 +146,10 @@ class TrainConfig:
             one.
         checkpoint_minutes: Minutes between checkpoints; ``None``: by steps alone.
         patience: Stop after so many epochs without a better validation RSUM; ``None``: never.
-        tensorboard: Whether to write TensorBoard files, too.
+        report_to: Trackers that show the run: ``"wandb"``, ``"trackio"``, ``"mlflow"``,
+            ``"tensorboard"``; none by default.
+        project: Project, or experiment in MLflow, that they show it in; ``None``: that of their
+            environment variable, or else cusa.
     """
 
     epochs: WholeNumber = Field(default=30, ge=1, le=MOST_EPOCHS)
@@ -162,7 +166,15 @@ class TrainConfig:
     checkpoint_steps: WholeNumber | None = Field(default=None, ge=1, le=MOST_STEPS)
     checkpoint_minutes: Number | None = Field(default=10.0, ge=0, le=MINUTES_OF_A_YEAR)
     patience: WholeNumber | None = Field(default=None, ge=1, le=MOST_EPOCHS)
-    tensorboard: Flag = False
+    report_to: tuple[TrackerName, ...] = ()
+    project: Annotated[Text, Field(min_length=1)] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a tracker that is given twice."""
+        if len(set(self.report_to)) < len(self.report_to):
+            raise SettingError(
+                f"must name each tracker at most once, got {list(self.report_to)}", name="report_to"
+            )
 
     @property
     def pairs_per_step(self) -> int:
@@ -299,13 +311,25 @@ def build_config(settings: Mapping[str, Any]) -> Config:
         SettingError: If a name is unknown or a value illegal; the message says what is legal, and
             ``name`` is the setting's full name.
     """
-    return validate(Config, merge(dataclasses.asdict(Config()), settings))
+    return validate(Config, merge(dataclasses.asdict(Config()), _with_report_to(settings)))
+
+
+def _with_report_to(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read ``train.tensorboard``, which the settings of earlier runs have, as ``report_to``."""
+    train = settings.get("train")
+    if not isinstance(train, Mapping) or "tensorboard" not in train:
+        return settings
+    train = dict(train)
+    if train.pop("tensorboard"):
+        train["report_to"] = [*train.get("report_to", ()), "tensorboard"]
+    return {**settings, "train": train}
 
 
 def to_yaml(config: Config) -> str:
     """Write the settings as a file that ``--config`` reads."""
     plain = dataclasses.asdict(config)
     plain["loss"]["terms"] = list(plain["loss"]["terms"])
+    plain["train"]["report_to"] = list(plain["train"]["report_to"])
     return yaml.safe_dump(plain, sort_keys=False)
 
 
@@ -321,7 +345,8 @@ _FREE = {
     "train.checkpoint_steps",
     "train.checkpoint_minutes",
     "train.patience",
-    "train.tensorboard",
+    "train.report_to",
+    "train.project",
     "train.micro_batch",  # changes rounding and dropout masks, but so does the device
 }
 

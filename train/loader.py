@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import ImageError, SettingError, StoreError, first_line
+from cusa.data.errors import CusaError, ImageError, SettingError, StoreError, first_line
 from cusa.data.images import load_image
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
@@ -342,3 +342,11 @@ class Sources(NamedTuple):
         """Return whether the split has no image, or no caption, with an input."""
         no_image, no_text = self.inputs.missing()
         return len(no_image) == self.split.n_images or len(no_text) == self.split.n_captions
+
+
+def next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
+    """Return the next batch, ``None`` at the end, and why it could not be read, empty if it was."""
+    try:
+        return next(batches, None), ""
+    except CusaError as error:
+        return None, str(error)

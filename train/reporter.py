@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from cusa.data.errors import Stopped
 
 if TYPE_CHECKING:
     from cusa.train.trainer import Trainer
+
+# How training ends: at its last epoch, by a signal, or by an error.
+Outcome = Literal["finished", "stopped", "failed"]
 
 
 class Reporter(Protocol):
@@ -26,3 +33,22 @@ class Reporter(Protocol):
     def warned(self, text: str) -> None:
         """Show a problem that training survives."""
         ...
+
+    def ended(self, outcome: Outcome) -> None:
+        """Show that training has ended; called even if the run was not started."""
+        ...
+
+
+@contextmanager
+def report_end(reporters: Sequence[Reporter]) -> Iterator[None]:
+    """Tell reporters how a block of training ends."""
+    outcome: Outcome = "failed"
+    try:
+        yield
+        outcome = "finished"
+    except Stopped:
+        outcome = "stopped"
+        raise
+    finally:
+        for reporter in reporters:
+            reporter.ended(outcome)

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cusa.data.errors import CusaError, DataError, RunError, SettingError, Stopped, StudentError
+from cusa.data.errors import DataError, RunError, SettingError, Stopped, StudentError
 from cusa.data.files import FolderLock
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.config import Config
 from cusa.train.diagnosis import named_images, why_not_finite
 from cusa.train.keeper import RunKeeper
-from cusa.train.loader import Batch, on_device
+from cusa.train.loader import Batch, next_batch, on_device
 from cusa.train.loss.cusa_loss import LossTerms
 from cusa.train.memory import enough_memory
 from cusa.train.processes import Processes
-from cusa.train.reporter import Reporter
+from cusa.train.reporter import Reporter, report_end
 from cusa.train.resume import refuse_fewer_epochs, restore_newest
 from cusa.train.run_setup import set_up_run
 from cusa.train.saving.run_dir import read_history
@@ -140,6 +140,7 @@ class Trainer:
             with processes.all_or_none():
                 if processes.leads:
                     run_lock.enter_context(FolderLock(setup.run_dir))
+            run_lock.enter_context(report_end(self._reporters))
             self._begin()
             while not self.finished:
                 self._train_epoch(pool)
@@ -191,7 +192,7 @@ class Trainer:
         batches = on_device(pool.read(data.order), self.setup.processes.device, whole_inputs)
         not_finite = ""
         while True:
-            batch, fault = _next(batches)
+            batch, fault = next_batch(batches)
             self._agree_to_go_on(fault, not_finite)
             if batch is None:
                 return
@@ -290,11 +291,3 @@ class Trainer:
     def _warn(self, text: str) -> None:
         for reporter in self._reporters:
             reporter.warned(text)
-
-
-def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
-    """Return the next batch, ``None`` at the end, and why it could not be read, empty if it was."""
-    try:
-        return next(batches, None), ""
-    except CusaError as error:
-        return None, str(error)

@@ -88,11 +88,11 @@ from cusa.train.preset_files import presets
     help="Minutes between such checkpoints.  [default: 10]",
 )
 @click.option(
-    "--tensorboard",
-    is_flag=True,
-    default=None,
-    show_default=False,
-    help="Write TensorBoard files, too.",
+    "--report-to",
+    type=click.Choice(["wandb", "trackio", "mlflow", "tensorboard"]),
+    multiple=True,
+    callback=lambda _context, _option, trackers: trackers or None,
+    help="Log the run to a tracker, too; repeatable.",
 )
 @click.option(
     "--run-dir",

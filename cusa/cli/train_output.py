@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cusa.cli.console import console, counted, print_plain
 from cusa.train.commands import evaluation_command
+from cusa.train.reporter import Outcome
 from cusa.train.sweep import figures, validated
 from cusa.train.trainer import Trainer
 
@@ -72,6 +73,9 @@ class BarReporter:
     def warned(self, message: str) -> None:
         """Print a warning."""
         self._print(f"Warning: {message}")
+
+    def ended(self, outcome: Outcome) -> None:
+        """Leave the bar as it is."""
 
     def _print(self, line: str) -> None:
         print_plain(line, self._bar.console)

@@ -60,7 +60,7 @@ class TrainOptions(TypedDict, total=False):
         patience: Epochs without a better validation RSUM after which training stops.
         checkpoint_steps: Steps between checkpoints.
         checkpoint_minutes: Minutes between checkpoints.
-        tensorboard: Whether to write TensorBoard files, too.
+        report_to: Trackers that show the run, too: wandb, trackio, mlflow, tensorboard.
         run_dir: The run's directory; by default ``runs/DATASET-STUDENT-LOSS-seedN-TIME``.
         resume: Whether to resume from the last checkpoint of ``run_dir``.
         report: Whether to evaluate the finished run as ``cusa-eval`` does, and write its report.
@@ -92,7 +92,7 @@ class TrainOptions(TypedDict, total=False):
     patience: WholeNumber | None
     checkpoint_steps: WholeNumber | None
     checkpoint_minutes: Number | None
-    tensorboard: Flag | None
+    report_to: Names | None
     run_dir: FilePath | None
     resume: Flag | None
     report: Flag | None

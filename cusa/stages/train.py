@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cusa.train.command_settings import Given
     from cusa.train.config import Config
     from cusa.train.processes import Processes
-    from cusa.train.reporter import Reporter
+    from cusa.train.reporter import Outcome, Reporter
     from cusa.train.trainer import Trainer
 
 # Options that are no settings of the run.
@@ -167,13 +167,16 @@ class _WarningReporter:
         """Issue a warning."""
         warnings.warn(text, stacklevel=2)
 
+    def ended(self, outcome: Outcome) -> None:
+        """Show nothing."""
+
 
 def _reporters(shown_by: Reporter, config: Config, processes: Processes) -> list[Reporter]:
-    if not config.train.tensorboard or not processes.leads:
+    if not config.train.report_to or not processes.leads:
         return [shown_by]
-    from cusa.train.tensorboard import TensorBoardReporter
+    from cusa.train.trackers.reporter import TrackersReporter
 
-    return [shown_by, TensorBoardReporter(shown_by.warned)]
+    return [shown_by, TrackersReporter(config.train.report_to, shown_by.warned)]
 
 
 def _workers(config: Config) -> int:

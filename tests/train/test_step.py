@@ -1,22 +1,16 @@
-"""The step: what is frozen, what memory it needs, how gradients are clipped, TensorBoard files."""
-
-import time
+"""The step: what is frozen, what memory it needs, how gradients are clipped."""
 
 import pytest
 import torch
 
-from cusa.data.errors import CusaError, SettingError
 from cusa.train.config import build_config
 from cusa.train.loader import Batch
 from cusa.train.loss.config import TERMS
 from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.saving.run_dir import read_metrics
 from cusa.train.step import TrainStep, make_optimizer, prepare_step
 from cusa.train.student import adapter_student, dual_encoder_student
-from cusa.train.trainer import Trainer
 from cusa.train.training_state import TrainingState
-from tests.helpers import Fault, make_store, make_tiny_clip, run_error, run_fault, run_ok
-from tests.train.pictures import student_options
+from tests.helpers import make_tiny_clip
 
 CPU = torch.device("cpu")
 
@@ -112,83 +106,3 @@ def test_gradients_are_clipped_by_their_norm_or_not_at_all(grad_clip, norm):
     step = TrainStep(adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU)
     assert TrainingState(step, config, CPU).descend(37.5 * step.loss.tau, learning_rate=1e-3)
     assert step.loss.tau.grad.item() == pytest.approx(norm, rel=1e-5)
-
-
-def test_tensorboard_files_hold_what_the_log_does(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
-    args = (*student_options(index, "adapter", run_dir, epochs=2, batch_size=16), "--tensorboard")
-    run_ok("train", *args, "--set", "train.log_every=2")
-    events = EventAccumulator(str(run_dir / "tensorboard"))
-    events.Reload()
-    lines = read_metrics(run_dir)
-    for section, name in (("train", "loss"), ("train", "tau"), ("train", "lr"), ("val", "rsum")):
-        logged = [(m["step"], m[name]) for m in lines if m["kind"] == section]
-        found = [(e.step, e.value) for e in events.Scalars(f"{section}/{name}")]
-        assert [s for s, _ in found] == [s for s, _ in logged]
-        assert [v for _, v in found] == pytest.approx([v for _, v in logged], rel=1e-6)
-
-
-def test_a_resumed_run_has_no_step_twice_in_tensorboard(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
-    args = (*student_options(index, "adapter", run_dir, epochs=2, batch_size=16), "--tensorboard")
-    args = (*args, "--set", "train.log_every=1")
-    plain = Trainer._train_on
-
-    def stopped(self, batch):
-        if self.progress.step == 8:
-            raise CusaError("stopped")  # three steps after the checkpoint
-        return plain(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_train_on", stopped)
-        run_error("train", *args)
-    time.sleep(1.1)  # files are told apart by the second
-    run_ok("train", "--resume", "--run-dir", run_dir)
-    events = EventAccumulator(str(run_dir / "tensorboard"))
-    events.Reload()
-    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 11))
-
-
-def test_tensorboard_files_that_cannot_be_written_end_and_training_goes_on(tmp_path, monkeypatch):
-    from torch.utils.tensorboard import SummaryWriter
-
-    def full(*_args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(SummaryWriter, "flush", full)
-    args = (
-        "--embeddings",
-        make_store(tmp_path / "store"),
-        "--student",
-        "adapter",
-        "--batch-size",
-        16,
-        "--epochs",
-        2,
-    )
-    out = run_ok("train", *args, "--run-dir", tmp_path / "run", "--tensorboard")
-    assert (
-        out.count("Warning: the TensorBoard files could not be written (No space left on device)")
-        == 1
-    )
-
-
-def test_tensorboard_must_be_installed(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    index = make_store(tmp_path / "store")
-    args = (
-        "--embeddings",
-        index,
-        "--student",
-        "adapter",
-        "--batch-size",
-        16,
-        "--run-dir",
-        tmp_path / "run",
-    )
-    assert run_fault("train", *args, "--tensorboard") == Fault(SettingError, name="--tensorboard")
-    assert not (tmp_path / "run").exists()
