@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 Head = Literal["cross", "uni"]
 HEADS: tuple[Head, ...] = ("cross", "uni")
 Rows = dict[Head, np.ndarray]
+
+
+class SplitItems(Protocol):
+    """The images and captions of a split that a model has embedded or scored."""
+
+    @property
+    def image_rows(self) -> np.ndarray:
+        """Return the split's row of each image: int64 ``[n_images]``."""
+
+    @property
+    def text_rows(self) -> np.ndarray:
+        """Return the split's row of each caption: int64 ``[n_captions]``."""
+
+    @property
+    def caption_image(self) -> np.ndarray:
+        """Return the index of each caption's image, -1 for none: int64 ``[n_captions]``."""
 
 
 @dataclass(frozen=True)

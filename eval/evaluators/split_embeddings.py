@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cusa.data.embeddings import SplitEmbeddings
+from cusa.data.embeddings import SplitEmbeddings, SplitItems
 from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
@@ -47,14 +47,14 @@ def split_embeddings(model: EvaluatedModel, split: EvaluatedSplit) -> SplitEmbed
     return model.split_embeddings[split]
 
 
-def split_facts(split: EvaluatedSplit, embeddings: SplitEmbeddings) -> dict[str, Any]:
+def split_facts(split: EvaluatedSplit, items: SplitItems) -> dict[str, Any]:
     """Return the keys of a results file that describe the split a model was measured on."""
     return {
         "dataset": split.dataset,
         "split": split.view.name,
         "split_fingerprint": split.view.fingerprint,
-        "n_images": len(embeddings.image_rows),
-        "n_captions": len(embeddings.text_rows),
+        "n_images": len(items.image_rows),
+        "n_captions": len(items.text_rows),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from cusa.data.errors import EmbeddingsError
 from cusa.data.records import csr
 from cusa.data.unit_rows import unit_rows
+from cusa.eval.metrics.full_ranking import rank_all
 from cusa.eval.metrics.metric_options import (
     DEFAULT_SCORING,
     Scoring,
@@ -18,7 +19,6 @@ from cusa.eval.metrics.per_query import (
     Rankings,
     Ties,
     check_rows,
-    rank_all,
     refuse_zeros,
 )
 from cusa.eval.metrics.recalls import RECALL_NAMES

@@ -9,19 +9,14 @@ import numpy as np
 
 from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.eval.metrics.bootstrap import Bootstrap, resampled_means
-from cusa.eval.metrics.precisions import block_precisions
-from cusa.eval.metrics.ranks import (
-    RankBounds,
-    block_bounds,
-    join_bounds,
-)
+from cusa.eval.metrics.ranks import RankBounds
 from cusa.eval.metrics.recalls import (
     CUTS,
     is_hit,
     recall_name,
     recall_sum,
 )
-from cusa.eval.metrics.similarity_blocks import over_blocks, ranking_dtype
+from cusa.eval.metrics.similarity_blocks import ranking_dtype
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)
@@ -259,45 +254,3 @@ def refuse_zeros(
             f"{item_name} embedding {row} is all zeros and cannot be ranked; leave that item out",
             name=f"{item_name} {row}",
         )
-
-
-def rank_all(
-    queries: np.ndarray,
-    candidates: np.ndarray,
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    exclude: np.ndarray | None = None,
-    n_relevant: np.ndarray | None = None,
-) -> Rankings:
-    """Compute rank, R-Precision and average precision (Musgrave et al. 2020, section 4) per query.
-
-    Args:
-        queries: float ``[n, d]``; this and the next four arguments are those of
-            :func:`cusa.eval.metrics.ranks.rank_bounds`.
-        candidates: float ``[m, d]``.
-        indptr: int64 ``[n + 1]``.
-        indices: int64, without duplicates within a query.
-        exclude: int64 ``[n]`` or ``None``.
-        n_relevant: int64 ``[n]``: R of each query, if relevant items exist that are not among the
-            candidates; by default the number of its relevant candidates.
-
-    Raises:
-        EmbeddingsError: If an embedding is not finite, or its dot products cannot be ranked.
-    """
-    depths = np.diff(indptr) if n_relevant is None else n_relevant
-    precisions = np.zeros((4, len(queries)))
-
-    def rank_block(start: int, scores: np.ndarray) -> RankBounds:
-        # Ranks come first, since block_bounds removes the query itself from the scores.
-        best = block_bounds(start, scores, indptr, indices, exclude)
-        stop = start + len(scores)
-        precisions[:, start:stop] = block_precisions(
-            scores, indptr[start : stop + 1], indices, depths[start:stop]
-        )
-        return best
-
-    best = join_bounds(over_blocks(rank_block, queries, candidates))
-    n_candidates = max(0, len(candidates) - int(exclude is not None))
-    r_precision = Bounds(*precisions[:2])
-    average_precision = Bounds(*precisions[2:])
-    return Rankings(best, n_candidates, r_precision, average_precision)

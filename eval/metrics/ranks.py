@@ -7,16 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from cusa.data.errors import EmbeddingsError
-from cusa.eval.metrics.ahead_counts import (
-    AheadCounts,
-    count_ahead,
-    rows_in_cache,
-)
+from cusa.eval.metrics.ahead_counts import AheadCounts, count_ahead
 from cusa.eval.metrics.caption_images import checked_caption_image, cross_modal_relevance
-from cusa.eval.metrics.one_core_threads import one_core_threads
 from cusa.eval.metrics.pair_scores import PairScores
 from cusa.eval.metrics.similarity_blocks import (
     over_blocks,
@@ -72,44 +65,6 @@ def rank_bounds(
     return join_bounds(over_blocks(rank_block, queries, candidates))
 
 
-def rank_bounds_from_scores(
-    scores: np.ndarray,
-    indptr: np.ndarray,
-    indices: np.ndarray,
-) -> RankBounds:
-    """Rank as :func:`rank_bounds` does, but by given scores.
-
-    Args:
-        scores: float ``[n, m]``.
-        indptr: int64 ``[n + 1]``.
-        indices: int64 candidate rows.
-
-    Raises:
-        EmbeddingsError: If the scores are not real numbers, or not finite.
-    """
-    if scores.dtype.kind not in "fiu":
-        raise EmbeddingsError(
-            f"scores of {scores.dtype} cannot be ranked; give float32 or float64", name="scores"
-        )
-    if scores.dtype.kind != "f":
-        scores = scores.astype(np.float64)
-    block_rows = rows_in_cache(scores)
-
-    def rank_block(start: int) -> RankBounds:
-        block = scores[start : start + block_rows]
-        # NaN compares as "not ahead" and would look like a perfect rank.
-        if not np.isfinite(block).all():
-            raise EmbeddingsError(
-                "scores hold NaN or infinity and cannot be ranked; give finite ones", name="scores"
-            )
-        return block_bounds(start, block, indptr, indices)
-
-    starts = range(0, len(scores), block_rows)
-    with one_core_threads(torch.get_num_threads()) as pool:
-        blocks = list(pool.map(rank_block, starts))
-    return join_bounds(blocks)
-
-
 def two_way_rank_bounds(
     images: np.ndarray,
     texts: np.ndarray,
@@ -133,39 +88,76 @@ def two_way_rank_bounds(
     """
     caption_image = checked_caption_image(caption_image, len(images), len(texts))
     images, texts = rankable_rows(images, texts)
-    i2t, _ = cross_modal_relevance(caption_image, len(images))
-    bounds, captions_by_image = i2t
     pairs = PairScores(images, texts, caption_image)
-
-    # Images ahead of each caption's own, summed over the blocks.
-    images_ahead = AheadCounts.zeros(len(texts))
-    images_ahead_lock = threading.Lock()
+    ranking = TwoWayRanking(pairs.scores, caption_image, len(images))
 
     def rank_block(
         start: int,
         scores: np.ndarray,
     ) -> RankBounds:
-        stop = start + len(scores)
         pairs.put(start, scores)
-        captions = captions_by_image[bounds[start] : bounds[stop]]
-        rows = caption_image[captions] - start
-        pair_scores = pairs.scores[captions]
+        return ranking.rank_block(start, scores)
+
+    blocks = over_products(rank_block, images, texts)
+    return join_bounds(blocks), ranking.text_bounds()
+
+
+class TwoWayRanking:
+    """Ranks from images to their captions and back, from blocks of similarities.
+
+    Args:
+        pair_scores: float ``[m]``: similarity of each caption with its image; infinite for a
+            caption without one.
+        caption_image: int64 ``[m]``: index of each caption's image, -1 for none.
+        n_images: Number of images.
+    """
+
+    def __init__(
+        self,
+        pair_scores: np.ndarray,
+        caption_image: np.ndarray,
+        n_images: int,
+    ) -> None:
+        self._pair_scores = pair_scores
+        self._caption_image = caption_image
+        i2t, _ = cross_modal_relevance(caption_image, n_images)
+        self._bounds, self._captions_by_image = i2t
+        # Images ahead of each caption's own, summed over the blocks.
+        self._images_ahead = AheadCounts.zeros(len(pair_scores))
+        self._images_ahead_lock = threading.Lock()
+
+    def rank_block(
+        self,
+        start: int,
+        scores: np.ndarray,
+    ) -> RankBounds:
+        """Rank the best caption of each image of a block; may be called from several threads.
+
+        Args:
+            start: The block's first image.
+            scores: float ``[b, m]``, in the dtype of ``pair_scores``, and equal to these where they
+                are of the same pair.
+        """
+        stop = start + len(scores)
+        captions = self._captions_by_image[self._bounds[start] : self._bounds[stop]]
+        rows = self._caption_image[captions] - start
+        pair_scores = self._pair_scores[captions]
         best = _best_by_row(pair_scores, rows, len(scores))
-        by_row, by_column = count_ahead(scores, best, pairs.scores)
+        by_row, by_column = count_ahead(scores, best, self._pair_scores)
         by_column.reaching[captions] -= 1  # a caption's own image is not ahead of itself
-        with images_ahead_lock:
-            images_ahead.above[:] += by_column.above
-            images_ahead.reaching[:] += by_column.reaching
-        n_relevant = np.diff(bounds[start : stop + 1])
+        with self._images_ahead_lock:
+            self._images_ahead.above[:] += by_column.above
+            self._images_ahead.reaching[:] += by_column.reaching
+        n_relevant = np.diff(self._bounds[start : stop + 1])
         return _bounds_of_best(by_row, best, rows, pair_scores, n_relevant)
 
-    image_bounds = join_bounds(over_products(rank_block, images, texts))
-    has_image = caption_image >= 0
-    text_bounds = RankBounds(
-        np.where(has_image, images_ahead.above, -1),
-        np.where(has_image, images_ahead.reaching, -1),
-    )
-    return image_bounds, text_bounds
+    def text_bounds(self) -> RankBounds:
+        """Return the rank of each caption's image, once all blocks are ranked."""
+        has_image = self._caption_image >= 0
+        return RankBounds(
+            np.where(has_image, self._images_ahead.above, -1),
+            np.where(has_image, self._images_ahead.reaching, -1),
+        )
 
 
 def block_bounds(

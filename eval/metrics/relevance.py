@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from cusa.data.embeddings import Head, SplitEmbeddings
+from cusa.data.embeddings import Head, SplitEmbeddings, SplitItems
 from cusa.data.records import (
     SplitView,
     Truth,
@@ -132,7 +132,7 @@ def positions_of_rows(
 
 def true_relevance(
     task: Literal["i2t", "t2i"],
-    embeddings: SplitEmbeddings,
+    items: SplitItems,
     split: SplitView,
 ) -> Relevance:
     """Return the relevance by the known truth.
@@ -141,26 +141,26 @@ def true_relevance(
     written for that image.
     """
     assert split.truth is not None, "true relevance needs a split whose truth is known"
-    true_images = _embedded_true_images(split.truth, embeddings, split.n_images)
+    true_images = _embedded_true_images(split.truth, items, split.n_images)
     if task == "t2i":
         return Relevance(task, *csr(true_images), None)
 
     indptr, images = csr(true_images)
     all_captions = np.arange(len(true_images))
     captions = np.repeat(all_captions, np.diff(indptr))
-    (bounds, order), _ = cross_modal_relevance(images, len(embeddings.image_rows))
+    (bounds, order), _ = cross_modal_relevance(images, len(items.image_rows))
     return Relevance(task, bounds, captions[order], None)
 
 
 def _embedded_true_images(
     truth: Truth,
-    embeddings: SplitEmbeddings,
+    items: SplitItems,
     n_images: int,
 ) -> list[np.ndarray]:
-    """List the images that each embedded caption is true of, as positions among the embeddings."""
-    position_of_row = positions_of_rows(embeddings.image_rows, n_images)
+    """List the images that each embedded caption is true of, as positions among the items."""
+    position_of_row = positions_of_rows(items.image_rows, n_images)
     true_images: list[np.ndarray] = []
-    for caption in embeddings.text_rows.tolist():
+    for caption in items.text_rows.tolist():
         start, stop = truth.indptr[caption : caption + 2]
         positions = position_of_row[truth.indices[start:stop]]
         # Images without an embedding, such as unreadable ones, are no candidates.

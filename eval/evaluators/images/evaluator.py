@@ -29,7 +29,8 @@ from cusa.eval.evaluators.protocol import (
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.splits import SplitFinder
 from cusa.eval.metrics.by_class import image_figures, image_search
-from cusa.eval.metrics.per_query import Rankings, rank_all
+from cusa.eval.metrics.full_ranking import rank_all
+from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.models.embedding_providers import EmbeddingProvider
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.report.tables import NamedResult, Section

@@ -20,8 +20,9 @@ from cusa.eval.evaluators.judgements.results import (
 from cusa.eval.metrics.average_precision import average_precisions
 from cusa.eval.metrics.bootstrap import interval, resampled_means
 from cusa.eval.metrics.correlation import ScoredPairs, kendall_tau_c, spearman
+from cusa.eval.metrics.full_ranking import rank_all
 from cusa.eval.metrics.metric_options import Scoring, direction_figures
-from cusa.eval.metrics.per_query import Rankings, by_ties, rank_all
+from cusa.eval.metrics.per_query import Rankings, by_ties
 from cusa.eval.metrics.recalls import recall_sum
 
 _PAIRS_AT_ONCE = 8192  # pairs whose rows are held in float64

@@ -12,20 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from cusa.data.embeddings import SplitEmbeddings
+from cusa.data.embeddings import SplitItems
 from cusa.data.errors import FileFormatError, SettingError
 from cusa.data.foreign.npy import open_npy
 from cusa.data.parsing import read_json
 from cusa.data.records import SplitView, csr
-from cusa.eval.metrics.per_query import Rankings, rank_all
-from cusa.eval.metrics.ranks import RankBounds, join_bounds, rank_bounds, two_way_rank_bounds
+from cusa.eval.metrics.per_query import Rankings
+from cusa.eval.metrics.ranks import RankBounds, join_bounds
 from cusa.eval.metrics.relevance import group_members
+from cusa.eval.metrics.similarities import Direction, Similarities
 
-Direction = Literal["i2t", "t2i"]
 # Metrics of the protocols that have their own; the other protocols report recalls.
 PROTOCOL_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
 PLAUSIBLE = ("pm_image_to_caption.json", "pm_caption_to_image.json")
@@ -129,18 +129,18 @@ def _truth_file(path: Path) -> TruthFile:
 
 
 def coco_test(
-    embeddings: SplitEmbeddings,
+    items: SplitItems,
     split: SplitView,
     dataset: str,
     ground_truths: CocoTruths,
 ) -> CocoTest | None:
-    """Find the items of COCO's test among embeddings.
+    """Find the items of COCO's test among items.
 
     With the ``eccv`` extra, they are the items of its id list, whatever the split's order. Without
     it, they are the 5,000 images of ``coco``'s split ``test`` with the first five captions of each.
 
     Args:
-        embeddings: Embeddings of the split.
+        items: The images and captions of the split that a model has embedded or scored.
         split: The split, with COCO's ids of images and captions, as Karpathy's json has them.
         dataset: Name of the data set.
         ground_truths: The ground truths to translate.
@@ -153,17 +153,17 @@ def coco_test(
             plausible matches are given for a split that is not COCO's test.
     """
     if ground_truths.test_ids is None:
-        test = _items_by_order(embeddings, split, dataset)
+        test = _items_by_order(items, split, dataset)
     else:
-        test = _items_by_id(embeddings, split, ground_truths.test_ids)
+        test = _items_by_id(items, split, ground_truths.test_ids)
     if test is None:
         if ground_truths.pmrp is not None:
             message = "--pmrp goes with COCO's 5,000 test images under COCO's ids (Karpathy's json)"
             raise SettingError(message, name="--pmrp")
         return None
 
-    images = _index_of_id(split.image_ids, embeddings.image_rows[test.images])
-    captions = _index_of_id(split.caption_ids, embeddings.text_rows[test.captions])
+    images = _index_of_id(split.image_ids, items.image_rows[test.images])
+    captions = _index_of_id(split.caption_ids, items.text_rows[test.captions])
     truths: dict[str, dict[Direction, CocoRelevance]] = {}
     for name, (i2t, t2i) in ground_truths.files.items():
         truths[name] = {
@@ -182,68 +182,73 @@ def _index_of_id(
 
 
 def rank_coco(
-    images: np.ndarray,
-    texts: np.ndarray,
+    similarities: Similarities,
     test: CocoTest,
 ) -> dict[str, dict[str, Rankings]]:
     """Rank COCO's test by every protocol, in both directions.
 
     Args:
-        images: float ``[n_images, d]``: a split's image embeddings.
-        texts: float ``[n_captions, d]``: its caption embeddings.
+        similarities: Those of a split's images and captions.
         test: The items of the test among them.
 
     Returns:
         Rankings by protocol and direction: ``coco_5k``, ``coco_1k`` (its five folds concatenated),
         and each ground truth of the test.
     """
-    images, texts = images[test.images], texts[test.captions]
+    of_test = similarities.select(test.images, test.captions)
     caption_image = test.caption_image
-    whole_test = two_way_rank_bounds(images, texts, caption_image)
+    whole_test = of_test.rank_both_ways(caption_image)
+    n_images, n_captions = of_test.n_images, of_test.n_captions
     rankings = {
-        "coco_5k": _both_directions(whole_test, len(images), len(texts), caption_image),
-        "coco_1k": _rank_folds(images, texts, caption_image),
+        "coco_5k": _both_directions(whole_test, n_images, n_captions, caption_image),
+        "coco_1k": _rank_folds(of_test, caption_image),
     }
     for name, truth in test.truths.items():
-        by_caption = _rank_truth(texts, images, truth["t2i"], name)
+        by_caption = _rank_truth(of_test, "t2i", truth["t2i"], name)
         clusters = caption_image[truth["t2i"].queries]
         rankings[name] = {
-            "i2t": _rank_truth(images, texts, truth["i2t"], name),
+            "i2t": _rank_truth(of_test, "i2t", truth["i2t"], name),
             "t2i": replace(by_caption, clusters=clusters),
         }
     return rankings
 
 
 def _rank_folds(
-    images: np.ndarray,
-    texts: np.ndarray,
+    of_test: Similarities,
     caption_image: np.ndarray,
 ) -> dict[str, Rankings]:
     """Rank within each fold of 1,000 images, and concatenate the folds."""
-    size = len(images) // FOLDS
+    size = of_test.n_images // FOLDS
     folds, clusters = [], []
-    for start in range(0, len(images), size):
+    for start in range(0, of_test.n_images, size):
+        images = np.arange(start, start + size)
         captions = np.flatnonzero((caption_image >= start) & (caption_image < start + size))
-        fold_images, fold_clusters = images[start : start + size], caption_image[captions]
-        folds.append(two_way_rank_bounds(fold_images, texts[captions], fold_clusters - start))
+        fold_clusters = caption_image[captions]
+        fold = of_test.select(images, captions)
+        folds.append(fold.rank_both_ways(fold_clusters - start))
         clusters.append(fold_clusters)
     i2t, t2i = zip(*folds, strict=True)
     bounds = join_bounds(i2t), join_bounds(t2i)
-    return _both_directions(bounds, size, len(texts) // FOLDS, np.concatenate(clusters))
+    return _both_directions(bounds, size, of_test.n_captions // FOLDS, np.concatenate(clusters))
 
 
 def _rank_truth(
-    queries: np.ndarray,
-    candidates: np.ndarray,
+    of_test: Similarities,
+    direction: Direction,
     truth: CocoRelevance,
     name: str,
 ) -> Rankings:
     """Rank by a ground truth; CxC needs ranks alone, since it reports recalls."""
-    queries = queries[truth.queries]
+    n_candidates = of_test.n_captions
+    if direction == "i2t":
+        of_queries = of_test.select(images=truth.queries)
+    else:
+        n_candidates = of_test.n_images
+        of_queries = of_test.select(captions=truth.queries)
     if name == "cxc":
-        bounds = rank_bounds(queries, candidates, truth.indptr, truth.indices)
-        return Rankings(bounds, len(candidates))
-    return rank_all(queries, candidates, truth.indptr, truth.indices, n_relevant=truth.n_relevant)
+        bounds = of_queries.rank_best(direction, truth.indptr, truth.indices)
+        return Rankings(bounds, n_candidates)
+    return of_queries.rank_all(direction, truth.indptr, truth.indices, truth.n_relevant)
 
 
 def _both_directions(
@@ -259,16 +264,16 @@ def _both_directions(
 
 
 def _items_by_id(
-    embeddings: SplitEmbeddings,
+    items: SplitItems,
     split: SplitView,
     test_ids: Sequence[str],
 ) -> CocoTest | None:
     """Find the test's items by ECCV Caption's list, with images in order of first appearance."""
-    position_of_id = _index_of_id(split.caption_ids, embeddings.text_rows)
+    position_of_id = _index_of_id(split.caption_ids, items.text_rows)
     if not position_of_id.keys() >= set(test_ids):
         return None
     captions = np.array([position_of_id[caption_id] for caption_id in test_ids], np.int64)
-    image_of_caption = embeddings.caption_image[captions].tolist()
+    image_of_caption = items.caption_image[captions].tolist()
     index_of_image: dict[int, int] = {}
     for image in image_of_caption:
         index_of_image.setdefault(image, len(index_of_image))
@@ -278,10 +283,10 @@ def _items_by_id(
     return CocoTest(np.array(list(index_of_image)), captions, np.array(caption_image))
 
 
-def _items_by_order(embeddings: SplitEmbeddings, split: SplitView, dataset: str) -> CocoTest | None:
+def _items_by_order(items: SplitItems, split: SplitView, dataset: str) -> CocoTest | None:
     """Take the first five captions of each image of COCO's test split."""
-    caption_image = embeddings.caption_image
-    n_images = len(embeddings.image_rows)
+    caption_image = items.caption_image
+    n_images = len(items.image_rows)
     if (dataset, split.name, n_images) != ("coco", "test", IMAGES):
         return None
     images = np.arange(n_images)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cusa.data.embeddings import Head, SplitEmbeddings
+from cusa.data.embeddings import Head, SplitEmbeddings, SplitItems
 from cusa.data.errors import EmbeddingsError
 from cusa.data.records import SplitView
-from cusa.eval.evaluators.retrieval.coco import FOLDS, PROTOCOL_METRICS, CocoTest, rank_coco
-from cusa.eval.metrics.caption_images import checked_caption_image, cross_modal_relevance
+from cusa.eval.evaluators.retrieval.coco import CocoTest, rank_coco
+from cusa.eval.evaluators.retrieval.figures import protocol_figures
+from cusa.eval.metrics.caption_images import (
+    RelevantRows,
+    checked_caption_image,
+    cross_modal_relevance,
+)
+from cusa.eval.metrics.full_ranking import rank_all
 from cusa.eval.metrics.metric_options import (
     DEFAULT_SCORING,
     PerQuery,
@@ -20,9 +25,11 @@ from cusa.eval.metrics.metric_options import (
     direction_figures,
     two_way_figures,
 )
-from cusa.eval.metrics.per_query import Rankings, Ties, check_rows, rank_all, refuse_zeros
-from cusa.eval.metrics.ranks import rank_bounds, rank_bounds_from_scores, two_way_rank_bounds
-from cusa.eval.metrics.relevance import Relevance, relevance_of, same_group, true_relevance
+from cusa.eval.metrics.per_query import Rankings, Ties, check_rows, refuse_zeros
+from cusa.eval.metrics.ranks import RankBounds, rank_bounds
+from cusa.eval.metrics.relevance import relevance_of, same_group, true_relevance
+from cusa.eval.metrics.score_matrix import ScoreMatrix
+from cusa.eval.metrics.similarities import DIRECTIONS, DotProducts, Similarities
 
 
 def cross_modal_recalls(
@@ -69,11 +76,19 @@ def _rank_cross_modal(
     for rows, modality in ((images, "image"), (texts, "text")):
         check_rows(rows, modality)
         refuse_zeros(rows, modality)
-    caption_image = checked_caption_image(caption_image, len(images), len(texts))
-    i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
+    return _rank_both_ways(DotProducts(images, texts), caption_image)
+
+
+def _rank_both_ways(
+    similarities: Similarities,
+    caption_image: np.ndarray,
+) -> dict[str, Rankings]:
+    n_images, n_captions = similarities.n_images, similarities.n_captions
+    caption_image = checked_caption_image(caption_image, n_images, n_captions)
+    i2t, t2i = similarities.rank_both_ways(caption_image)
     return {
-        "i2t": Rankings(i2t, len(texts)),
-        "t2i": Rankings(t2i, len(images), clusters=caption_image),
+        "i2t": Rankings(i2t, n_captions),
+        "t2i": Rankings(t2i, n_images, clusters=caption_image),
     }
 
 
@@ -110,10 +125,15 @@ def cross_modal_recalls_from_scores(
     caption_image = checked_caption_image(caption_image, *scores_i2t.shape)
     i2t, t2i = cross_modal_relevance(caption_image, len(scores_i2t))
     rankings = {
-        "i2t": Rankings(rank_bounds_from_scores(scores_i2t, *i2t), scores_i2t.shape[1]),
-        "t2i": Rankings(rank_bounds_from_scores(scores_t2i, *t2i), scores_t2i.shape[1]),
+        "i2t": Rankings(_best_ranks(scores_i2t, i2t), scores_i2t.shape[1]),
+        "t2i": Rankings(_best_ranks(scores_t2i, t2i), scores_t2i.shape[1]),
     }
     return two_way_figures(rankings, scoring)
+
+
+def _best_ranks(scores: np.ndarray, relevant: RelevantRows) -> RankBounds:
+    # The queries are the rows, of whichever modality.
+    return ScoreMatrix(scores).rank_best("i2t", *relevant)
 
 
 def uni_modal_recalls(
@@ -188,10 +208,10 @@ def measure_split(
     heads: dict[Head, dict[str, Any]] = {}
     for head, images in embeddings.image.items():
         rankings = _rank_split(embeddings, split, head)
-        heads[head] = _figures(rankings, scoring)
+        heads[head] = protocol_figures(rankings, scoring)
         if test is not None:
-            protocols = rank_coco(images, embeddings.text[head], test)
-            heads[head]["protocols"] = _figures(protocols, scoring)
+            protocols = rank_coco(DotProducts(images, embeddings.text[head]), test)
+            heads[head]["protocols"] = protocol_figures(protocols, scoring)
             rankings |= protocols
         for protocol, by_task in rankings.items():
             for task, ranked in by_task.items():
@@ -203,6 +223,43 @@ def measure_split(
         "heads": heads,
     }
     return figures, per_query
+
+
+def measure_scores(
+    similarities: ScoreMatrix,
+    items: SplitItems,
+    split: SplitView,
+    test: CocoTest | None = None,
+    scoring: Scoring = DEFAULT_SCORING,
+) -> tuple[dict[str, Any], PerQuery]:
+    """Compute all metrics across modalities of a model that gives scores, not embeddings.
+
+    Args:
+        similarities: The scores of the items.
+        items: The images and captions of the split that have scores.
+        split: The split.
+        test: As for :func:`measure_split`.
+        scoring: Metric options.
+
+    Returns:
+        As :func:`measure_split`, with the cross-modal head alone and nothing under ``unimodal``.
+    """
+    rankings = {
+        "retrieval": _rank_both_ways(similarities, items.caption_image),
+        **_rank_truth(similarities, items, split),
+    }
+    figures: dict[str, Any] = {"unimodal": {}, **protocol_figures(rankings, scoring)}
+    if test is not None:
+        protocols = rank_coco(similarities, test)
+        figures["protocols"] = protocol_figures(protocols, scoring)
+        rankings |= protocols
+    per_query: PerQuery = {}
+    for protocol, by_task in rankings.items():
+        for task, ranked in by_task.items():
+            per_query[f"cross/{protocol}/{task}"] = ranked
+    heads = {"cross": figures}
+    shared = {"retrieval": figures["retrieval"], "unimodal": {}, "unimodal_head": "cross"}
+    return {**shared, "heads": heads}, per_query
 
 
 def _rank_split(
@@ -218,51 +275,23 @@ def _rank_split(
     }
     if split.truth is not None:
         same_label = relevance_of("i2i", embeddings, split)
-        rankings["unimodal"]["i2i"] = _rank_relevance(same_label, embeddings, head)
-        rankings["truth"] = {}
-        for task in ("i2t", "t2i"):
-            relevance = true_relevance(task, embeddings, split)
-            rankings["truth"][task] = _rank_relevance(relevance, embeddings, head)
-    return rankings
+        ranked = rank_all(images, images, same_label.indptr, same_label.indices, same_label.exclude)
+        rankings["unimodal"]["i2i"] = ranked.answerable()
+    return rankings | _rank_truth(DotProducts(images, texts), embeddings, split)
 
 
-def _rank_relevance(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
-    """Rank every query that has a relevant candidate."""
-    queries, candidates = relevance.sides(embeddings, head)
-    ranked = rank_all(queries, candidates, relevance.indptr, relevance.indices, relevance.exclude)
-    queries_are_captions = relevance.task[0] == "t"
-    clusters = embeddings.caption_image if queries_are_captions else None
-    return replace(ranked, clusters=clusters).answerable()
-
-
-def _figures(
-    rankings: Mapping[str, Mapping[str, Rankings]],
-    scoring: Scoring,
-) -> dict[str, Any]:
-    """Compute the figures of each protocol, as metrics.json holds them."""
-    by_protocol: dict[str, Any] = {}
-    for protocol, by_task in rankings.items():
-        figures: dict[str, Any]
-        if protocol in ("unimodal", "truth"):
-            figures = {task: direction_figures(ranked, scoring) for task, ranked in by_task.items()}
-        else:
-            figures = two_way_figures(by_task, scoring)
-        if protocol == "coco_1k":
-            figures["folds"] = FOLDS
-        elif protocol in PROTOCOL_METRICS:
-            metrics = PROTOCOL_METRICS[protocol]
-            figures = {task: _selected(figures[task], metrics) for task in by_task}
-        by_protocol[protocol] = figures
-    return by_protocol
-
-
-def _selected(
-    figures: dict[str, Any],
-    metrics: tuple[str, ...],
-) -> dict[str, Any]:
-    """Select some of a direction's metrics, with their intervals and the counts."""
-    selected = {key: figures[key] for key in (*metrics, "queries", "candidates", "tied")}
-    if "ci" in figures:
-        intervals = figures["ci"].items()
-        selected["ci"] = {key: bounds for key, bounds in intervals if key in metrics}
-    return selected
+def _rank_truth(
+    similarities: Similarities,
+    items: SplitItems,
+    split: SplitView,
+) -> dict[str, dict[str, Rankings]]:
+    """Rank every query that has a relevant candidate by the known truth, if there is one."""
+    if split.truth is None:
+        return {}
+    rankings: dict[str, Rankings] = {}
+    clusters = {"i2t": None, "t2i": items.caption_image}
+    for task in DIRECTIONS:
+        relevance = true_relevance(task, items, split)
+        ranked = similarities.rank_all(task, relevance.indptr, relevance.indices)
+        rankings[task] = replace(ranked, clusters=clusters[task]).answerable()
+    return {"truth": rankings}

@@ -5,8 +5,8 @@ import pytest
 
 from cusa.eval.metrics.bootstrap import Bootstrap
 from cusa.eval.metrics.by_class import image_figures, image_retrieval, image_search
+from cusa.eval.metrics.full_ranking import rank_all
 from cusa.eval.metrics.metric_options import Scoring
-from cusa.eval.metrics.per_query import rank_all
 from tests.helpers import unit_rows
 
 PAIRS = {

@@ -8,10 +8,10 @@ from cusa.eval.metrics import pair_scores, similarity_blocks
 from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.metrics.ranks import (
     rank_bounds,
-    rank_bounds_from_scores,
     two_way_rank_bounds,
 )
 from cusa.eval.metrics.recalls import recall_at
+from cusa.eval.metrics.score_matrix import ScoreMatrix
 
 
 def _loop(scores, relevant, exclude=None, ties_count=True):
@@ -38,7 +38,7 @@ def test_ranks_equal_the_rule_spelled_out_ties_included(data):
     relevant = [sorted(data.draw(st.sets(st.integers(0, m - 1)))) for _ in range(n)]
     indptr = np.concatenate([[0], np.cumsum([len(r) for r in relevant])])
     indices = np.array([c for r in relevant for c in r], np.int64)
-    bounds = rank_bounds_from_scores(np.array(scores), indptr, indices)
+    bounds = ScoreMatrix(np.array(scores)).rank_best("i2t", indptr, indices)
     assert bounds.pessimistic.tolist() == _loop(scores, relevant)
     assert bounds.optimistic.tolist() == _loop(scores, relevant, ties_count=False)
 
@@ -46,7 +46,7 @@ def test_ranks_equal_the_rule_spelled_out_ties_included(data):
 def test_a_hand_made_case():
     scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2], [0.3, 0.8, 0.9]])
     indptr, indices = np.array([0, 1, 2, 2]), np.array([2, 0])
-    bounds = rank_bounds_from_scores(scores, indptr, indices)
+    bounds = ScoreMatrix(scores).rank_best("i2t", indptr, indices)
     assert bounds.pessimistic.tolist() == [1, 2, -1]  # behind one; tied with two; none
     assert bounds.optimistic.tolist() == [1, 0, -1]
 

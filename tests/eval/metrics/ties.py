@@ -11,7 +11,7 @@ import numpy as np
 
 from cusa.eval.metrics.by_class import image_retrieval
 from cusa.eval.metrics.caption_images import cross_modal_relevance
-from cusa.eval.metrics.per_query import rank_all
+from cusa.eval.metrics.full_ranking import rank_all
 from cusa.eval.metrics.ranks import rank_bounds, two_way_rank_bounds
 
 _CLEAR = 1e-4  # scores that are closer may change places with the rounding; equal ones never do

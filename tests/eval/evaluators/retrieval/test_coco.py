@@ -16,6 +16,7 @@ from cusa.data.errors import CusaError, FileFormatError, SettingError
 from cusa.data.record_split import RecordSplit
 from cusa.eval.evaluators.retrieval.coco import PLAUSIBLE, CocoTruths, coco_test, rank_coco
 from cusa.eval.evaluators.retrieval.measure import measure_split
+from cusa.eval.metrics.similarities import DotProducts
 from tests.helpers import GOLDEN, Fault, fault_of
 
 ECCV = json.loads((GOLDEN / "eccv.json").read_text())
@@ -71,9 +72,8 @@ def _scores(embeddings, split, dataset="coco", pmrp=None):
     """As the package gives them: fractions by name and direction."""
     test = coco_test(embeddings, split, dataset, CocoTruths(pmrp))
     found = {}
-    for protocol, ways in rank_coco(
-        embeddings.image["cross"], embeddings.text["cross"], test
-    ).items():
+    products = DotProducts(embeddings.image["cross"], embeddings.text["cross"])
+    for protocol, ways in rank_coco(products, test).items():
         for way, rankings in ways.items():
             for metric, values in rankings.values("pessimistic").items():
                 found.setdefault(f"{protocol}_{metric}", {})[way] = float(values.mean()) / 100
@@ -202,7 +202,7 @@ def test_a_fold_is_a_fifth_of_the_images_in_the_order_of_the_id_list(golden, oth
     images, texts, scores = other
     embeddings = _embeddings(images, texts, golden["caption_image"])
     test = coco_test(embeddings, _plain(golden)[1], "coco", CocoTruths())
-    ranks = rank_coco(images, texts, test)["coco_1k"]
+    ranks = rank_coco(DotProducts(images, texts), test)["coco_1k"]
     for caption in (0, 4_999, 5_000, 24_999):
         own = golden["caption_image"][caption]
         fold = own // 1_000
@@ -317,7 +317,7 @@ def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monk
         mine = np.flatnonzero(of == image)[:5]
         np.testing.assert_array_equal(np.sort(test.captions[test.caption_image == image]), mine)
     assert len(test.captions) == 25_000
-    found = rank_coco(images, texts, test)
+    found = rank_coco(DotProducts(images, texts), test)
     assert set(found) == {"coco_5k", "coco_1k"}
     own = [np.flatnonzero(of == image)[:5] for image in range(1_000)]
     fold = np.concatenate(own)

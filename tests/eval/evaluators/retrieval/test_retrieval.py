@@ -13,8 +13,8 @@ from cusa.eval.evaluators.retrieval.measure import (
 )
 from cusa.eval.metrics.by_class import image_retrieval
 from cusa.eval.metrics.caption_images import cross_modal_relevance
-from cusa.eval.metrics.per_query import rank_all
-from cusa.eval.metrics.ranks import rank_bounds_from_scores
+from cusa.eval.metrics.full_ranking import rank_all
+from cusa.eval.metrics.score_matrix import ScoreMatrix
 from tests.helpers import GOLDEN, Fault, fault_of
 
 ITM = json.loads((GOLDEN / "itm.json").read_text())
@@ -34,7 +34,7 @@ def test_golden_cross_modal(name):
     assert found["rsum"] == pytest.approx(6 * case["unrounded"]["r_mean"])
     i2t, t2i = cross_modal_relevance(data["txt2img"], case["n_images"])
     for which, parts in (("i2t", i2t), ("t2i", t2i)):
-        for side in rank_bounds_from_scores(data[f"scores_{which}"], *parts):
+        for side in ScoreMatrix(data[f"scores_{which}"]).rank_best("i2t", *parts):
             np.testing.assert_array_equal(side, data[f"rank_{which}"])
 
 
@@ -183,7 +183,8 @@ def test_bad_embeddings():
     assert fault_of(refused.value) == Fault(EmbeddingsError, name="gallery_labels")
     with pytest.raises(CusaError) as refused:
         cross_modal_recalls_from_scores(np.full((2, 2), np.nan), np.eye(2), np.arange(2))
-    assert fault_of(refused.value) == Fault(EmbeddingsError, name="scores")
+    place = "row 0, column 0"
+    assert fault_of(refused.value) == Fault(EmbeddingsError, name="scores", location=place)
     texts = np.array(["a", "b", "a"])
     assert image_retrieval(np.eye(3), texts) == image_retrieval(np.eye(3), np.array([-1, 5, -1]))
     with pytest.raises(CusaError) as refused:
