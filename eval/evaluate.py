@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -125,11 +125,7 @@ def _requested_models(
 ) -> list[EvaluatedModel]:
     """Describe the models without loading them; refuse two that would share a results folder."""
     models = [EvaluatedModel(spec, request.compute, advance) for spec in request.models]
-    files = list(filter(None, request.embedding_files))
-    if files:
-        name = request.name or ", ".join(rows_file.stem for rows_file, _ in files)
-        model = EvaluatedModel("", request.compute, advance, request.embedding_files, name)
-        models.append(model)
+    models += _models_in_files(request, advance)
     names, locations, results_folders = [], [], set()
     for model in models:
         names.append(model.name)
@@ -145,6 +141,18 @@ def _requested_models(
     for model, title in zip(models, distinct_names(names, locations), strict=True):
         model.title = title
     return models
+
+
+def _models_in_files(request: EvalRequest, advance: Advance) -> Iterator[EvaluatedModel]:
+    """Yield the models whose embeddings or scores are in files."""
+    files = list(filter(None, request.embedding_files))
+    if files:
+        name = request.name or ", ".join(rows_file.stem for rows_file, _ in files)
+        yield EvaluatedModel("", request.compute, advance, request.embedding_files, name)
+    file = request.score_file
+    if file is not None:
+        name = request.name or file.path.stem
+        yield EvaluatedModel("", request.compute, advance, name=name, score_file=file)
 
 
 def _default_folder(models: Sequence[EvaluatedModel]) -> Path:

@@ -124,6 +124,12 @@ SPLIT_OPTIONS = _options(
 )
 RETRIEVAL_OPTIONS = _options(
     click.option(
+        "--scores",
+        type=PATH,
+        help="Scores [images, captions] of a model that gives no embeddings, such as a reranker: "
+        ".npy, .h5 or .safetensors, in the split's order or with --image-ids and --text-ids.",
+    ),
+    click.option(
         "--pmrp", type=PATH, help="Folder of pm_*.json: plausible matches of COCO's test split."
     ),
     click.option(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cusa.eval.evaluate import Evaluation
     from cusa.eval.evaluators.request import EvalRequest, SplitRequest
     from cusa.eval.models.evaluated_models import ComputeOptions
+    from cusa.eval.models.scores import ScoreFile
 
 Model = str | os.PathLike[str]
 
@@ -93,7 +94,8 @@ def _request(specs: tuple[str, ...], given: Mapping[str, Any]) -> EvalRequest:
     suite = given.get("suite", "retrieval")
     judgements = given.get("judgements", ())
     embedding_files = (_embedding_file(given, "image"), _embedding_file(given, "text"))
-    if not specs and not any(embedding_files):
+    score_file = _score_file(given)
+    if not specs and not any(embedding_files) and score_file is None:
         specs = (str(latest_run(Path("runs"))),)
     bootstrap = Bootstrap(given.get("bootstrap", 1000), given.get("seed", 0))
     scoring = Scoring(given.get("ties", "pessimistic"), bootstrap)
@@ -102,6 +104,7 @@ def _request(specs: tuple[str, ...], given: Mapping[str, Any]) -> EvalRequest:
         skip_absent=suite == "all",
         models=specs,
         embedding_files=embedding_files,
+        score_file=score_file,
         name=given.get("name"),
         split=_split_request(given),
         **_data_request(given.get("data", ()), suite),
@@ -166,15 +169,32 @@ def _compute_options(given: Mapping[str, Any]) -> ComputeOptions:
     )
 
 
+def _score_file(given: Mapping[str, Any]) -> ScoreFile | None:
+    from cusa.eval.models.scores import ScoreFile
+
+    scores_path = given.get("scores")
+    if scores_path is None:
+        return None
+    # Their files of ids would be the same.
+    for option in ("image_embeddings", "text_embeddings"):
+        if given.get(option):
+            raise SettingError(
+                f"--scores and --{option.replace('_', '-')} are of two models; measure one at a "
+                "time, each with its ids",
+                name="--scores",
+            )
+    return ScoreFile(scores_path, given.get("image_ids"), given.get("text_ids"))
+
+
 def _embedding_file(given: Mapping[str, Any], modality: str) -> tuple[Path, Path | None] | None:
     rows_path = given.get(f"{modality}_embeddings")
     ids_path = given.get(f"{modality}_ids")
     if rows_path:
         return rows_path, ids_path
-    if ids_path:
+    if ids_path and not given.get("scores"):
         raise SettingError(
             f"--{modality}-ids {ids_path} is given without embeddings; pass "
-            f"--{modality}-embeddings as well",
+            f"--{modality}-embeddings or --scores as well",
             path=ids_path,
             name=f"--{modality}-ids",
         )

@@ -219,6 +219,8 @@ class EvaluateOptions(ColumnOptions, total=False):
         image_ids: Their ids, if the file has none: .txt, .json or .npy.
         text_embeddings: File of its text embeddings.
         text_ids: Their ids.
+        scores: File of a matrix [images, captions] of scores of a model that gives no embeddings:
+            .npy, .h5 or .safetensors, in the split's order or with ``image_ids`` and ``text_ids``.
         name: Name of that model in tables and below ``runs/eval``; by default, the files'.
         split: Split of the store or data set; by default, test.
         dataset: What :func:`cusa.load_dataset` takes; by default, the run's store.
@@ -252,6 +254,7 @@ class EvaluateOptions(ColumnOptions, total=False):
     image_ids: FilePath | None
     text_embeddings: FilePath | None
     text_ids: FilePath | None
+    scores: FilePath | None
     name: str | None
     split: str | None
     dataset: Any

@@ -65,6 +65,7 @@ def check_ids(
     n_rows: int,
     file_path: Path,
     ids_path: Path,
+    unit: str = "rows",
 ) -> None:
     """Refuse ids that are not unique, or not one for each row.
 
@@ -73,6 +74,7 @@ def check_ids(
         n_rows: Number of rows.
         file_path: The file of the rows, for messages.
         ids_path: The file of the ids, for messages.
+        unit: What the rows are called in messages.
 
     Raises:
         EmbeddingsError: If there are more or fewer ids than rows, there are no rows, or an id is
@@ -80,12 +82,12 @@ def check_ids(
     """
     if len(item_ids) != n_rows:
         raise EmbeddingsError(
-            f"{file_path} holds {n_rows:,} rows, but {ids_path} {len(item_ids):,} ids; there must "
-            "be one each",
+            f"{file_path} holds {n_rows:,} {unit}, but {ids_path} {len(item_ids):,} ids; there "
+            "must be one each",
             path=ids_path,
         )
     if not n_rows:
-        raise EmbeddingsError(f"{file_path} holds no rows; give every item one", path=file_path)
+        raise EmbeddingsError(f"{file_path} holds no {unit}; give every item one", path=file_path)
 
     repeated = [item_id for item_id, count in Counter(item_ids).items() if count > 1]
     if repeated:

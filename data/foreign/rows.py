@@ -1,4 +1,4 @@
-"""Files of embedding rows, with an id for each row.
+"""Files of embedding rows, with an id for each row; and of scores.
 
 ``cusa-store import`` and ``cusa-eval --image-embeddings`` share the reader, which reads everything
 that the writer writes.
@@ -24,6 +24,7 @@ from cusa.data.foreign.npy import open_npy
 # Names within HDF5 and safetensors files.
 ROWS = "embeddings"
 IDS = "ids"
+SCORES = "scores"
 # Name of the rows in safetensors files of early versions of cusa-store export.
 _EARLIER_ROWS = "rows"
 LEGAL = ".npy, .safetensors, or .h5 (FILE.h5:/group/name for what lies within)"
@@ -63,13 +64,7 @@ def read_rows(file_path: Path, given_ids: Path | None = None) -> ForeignRows:
         FileFormatError: If a file is missing, damaged, or holds anything else.
         EmbeddingsError: If ids are missing, repeated, or not one for each row.
     """
-    file, inner_path = _split(file_path)
-    if not file.exists():
-        raise FileFormatError(f"embeddings {file} do not exist; legal: {LEGAL}", path=file)
-    rows, inner_ids = _read_file(file, inner_path)
-    if rows.dtype.kind not in "fiu":
-        message = f"{file_path} holds {rows.dtype}, not numbers; save float16, float32 or float64"
-        raise FileFormatError(message, path=file)
+    file, rows, inner_ids = _read_array(file_path, ROWS)
     if rows.ndim != 2 or not rows.shape[1]:
         message = f"{file_path} holds an array of shape {rows.shape}; legal: a row per item, [n, d]"
         raise FileFormatError(message, path=file)
@@ -88,6 +83,38 @@ def read_rows(file_path: Path, given_ids: Path | None = None) -> ForeignRows:
         raise EmbeddingsError(message, path=file)
     check_ids(row_ids, len(rows), file_path, ids_path)
     return ForeignRows(row_ids, rows, str(file_path))
+
+
+def read_scores(file_path: Path) -> np.ndarray:
+    """Read a matrix of scores of images with captions.
+
+    Args:
+        file_path: ``.npy``, which is mapped into memory; ``.safetensors`` with a tensor ``scores``;
+            ``.h5`` with a dataset ``scores``, or ``FILE.h5:/group/name``.
+
+    Returns:
+        float or int ``[images, captions]``, as in the file; not checked for NaN.
+
+    Raises:
+        FileFormatError: If the file is missing, damaged, or holds anything else.
+    """
+    file, scores, _ = _read_array(file_path, SCORES)
+    if scores.ndim != 2 or not scores.size:
+        message = f"{file_path} holds an array of shape {scores.shape}; legal: [images, captions]"
+        raise FileFormatError(message, path=file)
+    return scores
+
+
+def _read_array(file_path: Path, array_name: str) -> tuple[Path, np.ndarray, list[Any] | None]:
+    """Return the file, the array of numbers in it, and the ids beside that, if any."""
+    file, inner_path = split_inner_path(file_path)
+    if not file.exists():
+        raise FileFormatError(f"{array_name} {file} do not exist; legal: {LEGAL}", path=file)
+    array, inner_ids = _read_file(file, inner_path, array_name)
+    if array.dtype.kind not in "fiu":
+        message = f"{file_path} holds {array.dtype}, not numbers; save float16, float32 or float64"
+        raise FileFormatError(message, path=file)
+    return file, array, inner_ids
 
 
 def write_rows(
@@ -170,7 +197,7 @@ def _write_ids(file_path: Path, item_ids: Sequence[str]) -> None:
         file.write("]\n")
 
 
-def _split(file_path: Path) -> tuple[Path, str]:
+def split_inner_path(file_path: Path) -> tuple[Path, str]:
     """Split ``FILE.h5:/group/name`` into the file and the name within it."""
     for suffix in (".h5", ".hdf5"):
         file, separator, inner_path = str(file_path).partition(f"{suffix}:")
@@ -203,35 +230,42 @@ def _refuse_shared_ids(file_path: Path, item_ids: Sequence[str]) -> None:
         )
 
 
-def _read_file(file_path: Path, inner_path: str) -> tuple[np.ndarray, list[Any] | None]:
-    """Read rows, and the ids within the file, if any."""
+def _read_file(
+    file_path: Path, inner_path: str, array_name: str
+) -> tuple[np.ndarray, list[Any] | None]:
+    """Read an array, and the ids within the file, if any."""
     suffix = file_path.suffix.lower()
     if suffix in (".h5", ".hdf5"):
-        return read_h5_rows(file_path, inner_path, ROWS, IDS)
+        return read_h5_rows(file_path, inner_path, array_name, IDS)
     if suffix == ".npy":
         return open_npy(file_path), None
     if suffix == ".safetensors":
-        return _read_safetensors(file_path), None
+        return _read_safetensors(file_path, array_name), None
     raise FileFormatError(
-        f"embeddings {file_path} have an unknown suffix; legal: {LEGAL}",
+        f"{array_name} {file_path} have an unknown suffix; legal: {LEGAL}",
         path=file_path,
     )
 
 
-def _read_safetensors(file_path: Path) -> np.ndarray:
+def _read_safetensors(file_path: Path, array_name: str) -> np.ndarray:
     from safetensors import safe_open
 
     with reading(file_path, "safetensors"), safe_open(file_path, "pt") as file:
         names = sorted(file.keys())
         tensor: Any = None
-        for name in (_EARLIER_ROWS, ROWS):
+        accepted = [array_name]
+        if array_name == ROWS:
+            accepted = [_EARLIER_ROWS, ROWS]
+        for name in accepted:
             if name in names:
                 tensor = file.get_tensor(name)
 
     if tensor is None:
         contents = ", ".join(names[:_MAX_SHOWN]) or "nothing"
-        message = f"{file_path} has no tensor {ROWS!r}; it holds {contents}; rename the tensor"
-        raise FileFormatError(message, path=file_path)
+        raise FileFormatError(
+            f"{file_path} has no tensor {array_name!r}; it holds {contents}; rename the tensor",
+            path=file_path,
+        )
     # numpy has neither bfloat16 nor torch's 8-bit floats.
     if tensor.is_floating_point() and str(tensor.dtype) not in _NUMPY_FLOATS:
         tensor = tensor.float()

@@ -10,6 +10,7 @@ from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.eval.metrics.metric_options import DEFAULT_SCORING, Scoring
 from cusa.eval.models.embedding_providers import EmbeddingFile
 from cusa.eval.models.evaluated_models import ComputeOptions
+from cusa.eval.models.scores import ScoreFile
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class EvalRequest:
         models: The models, as :func:`cusa.eval.models.any_model.load_encoder` takes them.
         embedding_files: Files of another model's image and text embeddings.
         name: Name of that model; ``None`` for the names of its files.
+        score_file: File of the scores of a model that gives no embeddings.
         split: The split that retrieval is measured on.
         image_sets: Image sets, each ``NAME=FOLDER`` or ``FOLDER``; empty for all known ones below
             the data root.
@@ -86,3 +88,4 @@ class EvalRequest:
     out: Path | None
     latex: bool
     judgement_files: tuple[Path, ...] = ()
+    score_file: ScoreFile | None = None

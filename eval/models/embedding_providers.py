@@ -211,19 +211,30 @@ def align(
     Raises:
         EmbeddingsError: If ids are missing; the message says how many, and names the first.
     """
+    return rows[positions_of_ids(ids, wanted_ids, items_name)]
+
+
+def positions_of_ids(
+    ids: Sequence[str],
+    wanted_ids: Sequence[str],
+    items_name: str,
+) -> np.ndarray:
+    """Look up the position of each wanted id: int64 ``[len(wanted_ids)]``.
+
+    Args and errors are those of :func:`align`.
+    """
     # Files may hold more items than wanted, in any order.
-    row_of_id = {item_id: row for row, item_id in enumerate(ids)}
-    missing = [item_id for item_id in wanted_ids if item_id not in row_of_id]
+    position_of_id = {item_id: position for position, item_id in enumerate(ids)}
+    missing = [item_id for item_id in wanted_ids if item_id not in position_of_id]
     if missing:
         example = next(iter(ids), None)
         raise EmbeddingsError(
-            f"the embeddings lack {len(missing):,} of {len(wanted_ids):,} {items_name}, first "
-            f"{missing[0]!r} (they have {len(ids):,}, such as {example!r}); give each of them a "
-            "row under its id",
+            f"the file lacks {len(missing):,} of {len(wanted_ids):,} {items_name}, first "
+            f"{missing[0]!r} (it has {len(ids):,}, such as {example!r}); give each of them its "
+            "numbers under its id",
             name=missing[0],
         )
-    wanted_rows = np.array([row_of_id[item_id] for item_id in wanted_ids], np.int64)
-    return rows[wanted_rows]
+    return np.array([position_of_id[item_id] for item_id in wanted_ids], np.int64)
 
 
 def _usable(foreign: ForeignRows) -> ForeignRows:

@@ -23,6 +23,7 @@ from cusa.eval.models.embedding_providers import (
     EncoderProvider,
     FileProvider,
 )
+from cusa.eval.models.scores import ScoreFile, ScoresProvider
 from cusa.eval.models.student import StudentEncoder, folder_name
 from cusa.train.saving.run_dir import begun
 from cusa.train.saving.sessions import Session, SessionHistory, read_sessions
@@ -67,7 +68,8 @@ class EvaluatedModel:
         compute: How to compute its embeddings.
         advance: Called with the progress.
         files: Files of its image and text embeddings, if files hold them.
-        name: Its name, if files hold its embeddings.
+        name: Its name, if files hold its embeddings or scores.
+        score_file: File of its scores, if it gives no embeddings.
 
     Attributes:
         name: Its name, known before it is loaded.
@@ -89,8 +91,10 @@ class EvaluatedModel:
         advance: Advance,
         files: tuple[EmbeddingFile | None, EmbeddingFile | None] | None = None,
         name: str = "",
+        score_file: ScoreFile | None = None,
     ) -> None:
         self._spec, self._files = spec, files
+        self._score_file = score_file
         self.compute = compute
         self.advance = advance
         self.name = self.title = name or _name_of(spec)
@@ -109,6 +113,8 @@ class EvaluatedModel:
         Raises:
             CusaError: If the model cannot be loaded.
         """
+        if self._score_file is not None:
+            return ScoresProvider(self._score_file, self.name)
         if self._files is not None:
             return FileProvider(*self._files, name=self.name)
         compute = self.compute
@@ -126,6 +132,11 @@ class EvaluatedModel:
         gc.collect()  # models hold reference cycles
         if self.compute.device != "cpu":
             torch.cuda.empty_cache()
+
+    @property
+    def scores(self) -> ScoresProvider | None:
+        """Its scores; ``None`` if the model gives embeddings."""
+        return self.provider if isinstance(self.provider, ScoresProvider) else None
 
     @property
     def student(self) -> StudentEncoder | None:

@@ -32,8 +32,9 @@ class Model(Protocol):
     def description(self) -> Mapping[str, Any]:
         """Description for results files, JSON-compatible.
 
-        It has at least ``kind`` (``"run"``, ``"hf"``, ``"sentence-transformers"``, ``"teacher"`` or
-        ``"files"``) and ``source``; for a model that encodes captions, also ``normalizer``.
+        It has at least ``kind`` (``"run"``, ``"hf"``, ``"sentence-transformers"``, ``"teacher"``,
+        ``"files"`` or ``"scores"``) and ``source``; for a model that encodes captions, also
+        ``normalizer``.
         """
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from cusa.data.embeddings import Head, SplitEmbeddings
+from cusa.data.embeddings import Head, SplitEmbeddings, SplitItems
 from cusa.data.errors import CusaError
 from cusa.eval.evaluators.protocol import (
     Absent,
     Evaluator,
     SuiteResult,
     absent_without,
+    named_in_errors,
     results_head,
 )
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.retrieval.coco import CocoTruths, coco_test
-from cusa.eval.evaluators.retrieval.measure import measure_split
-from cusa.eval.evaluators.retrieval.results import RETRIEVAL_FILE, RetrievalResults
+from cusa.eval.evaluators.retrieval.measure import measure_scores, measure_split
+from cusa.eval.evaluators.retrieval.results import (
+    RETRIEVAL_FILE,
+    RetrievalResults,
+    TeacherFigures,
+)
 from cusa.eval.evaluators.retrieval.tables import retrieval_sections
 from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores, teachers_know_less
 from cusa.eval.evaluators.split_embeddings import (
@@ -27,11 +32,13 @@ from cusa.eval.evaluators.split_embeddings import (
     split_facts,
     split_teachers,
 )
+from cusa.eval.evaluators.split_scores import split_scores
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
 from cusa.eval.metrics.metric_options import PerQuery
 from cusa.eval.metrics.per_query import Rankings, Ties
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
+from cusa.eval.models.scores import ScoresProvider
 from cusa.eval.report.disagreements import AnsweredSplit, CrossModalTask, disagreements
 from cusa.eval.report.failures import likely_false_negatives, worst_failures
 from cusa.eval.report.false_negative_pairs import Teachers
@@ -88,34 +95,28 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         if isinstance(split, Absent):
             return split
         difference = check_counts(split, options.allow_partial)
-        embeddings = split_embeddings(model, split)
-        test = coco_test(embeddings, split.view, split.dataset, data.coco_truths)
-        teachers = split_teachers(model, split)
-        uni_head, scoring = model.provider.uni_head, options.scoring
-        figures, per_query = measure_split(embeddings, split.view, uni_head, test, scoring)
+        measured = _measure(model, split, data, options)
         content = {
             **results_head(self.results_file, model),
             **_run_of(model),
-            **_facts(split, embeddings),
-            "teachers": teacher_scores(teachers, embeddings, split.view, scoring),
-            "notes": [difference] if difference else [],
-            **scoring.to_dict(),
-            **figures,
+            **_facts(split, measured.items),
+            "teachers": measured.teachers,
+            "notes": list(filter(None, (difference, measured.note_on_figures))),
+            **options.scoring.to_dict(),
+            **measured.figures,
         }
         content |= _paper_row(model, content)
         explanation = teachers_know_less(content)
-        examples, history_note = _examples(model, split, embeddings, teachers, options)
-        if data.first_answers is not None:
-            answered = _answered(split, embeddings, per_query, scoring.ties)
-            examples = _with_disagreements(examples, data.first_answers, answered, options)
-        notes = difference, explanation and f"{model.title}: {explanation}", history_note
+        if explanation:
+            explanation = f"{model.title}: {explanation}"
+        notes = (*content["notes"], explanation, measured.note)
         counts = f"{content['n_images']} {content['n_captions']}"
         return SuiteResult(
             cast("RetrievalResults", content),
             {split.title: f"{split.view.fingerprint} {counts}"},
-            {f"{split.title}/{key}": rankings for key, rankings in per_query.items()},
+            {f"{split.title}/{key}": ranked for key, ranked in measured.per_query.items()},
             tuple(filter(None, notes)),
-            examples,
+            measured.examples,
         )
 
     def tables(self, results: Sequence[NamedResult[RetrievalResults]]) -> list[Section]:
@@ -133,13 +134,80 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
 
 
 def _split_of(model: EvaluatedModel, splits: SplitFinder) -> EvaluatedSplit | Absent:
-    """Find the split that a model is measured on, if it embeds images and texts."""
-    if absent := absent_without(BOTH_MODALITIES, model, "retrieval", "retrieval needs both"):
+    """Find the split that a model is measured on, if it embeds or scores images and texts."""
+    absent = absent_without(BOTH_MODALITIES, model, "retrieval", "retrieval needs both")
+    if absent is not None and model.scores is None:
         return absent
     try:
         return splits.find(model.run_dir)
     except CusaError as error:
         return Absent(f"no retrieval for {model.title}: {error}", error)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of a model.
+
+    Attributes:
+        items: The images and captions that it embeds or scores.
+        figures: As metrics.json holds them.
+        per_query: The rankings behind them.
+        teachers: Figures of the teachers.
+        examples: What the report shows beside tables.
+        note: What is wrong with the run's log, if anything.
+        note_on_figures: What the figures take for granted, if anything.
+    """
+
+    items: SplitItems
+    figures: dict[str, Any]
+    per_query: PerQuery
+    teachers: dict[str, TeacherFigures] = field(default_factory=dict)
+    examples: Examples | None = None
+    note: str = ""
+    note_on_figures: str = ""
+
+
+def _measure(
+    model: EvaluatedModel,
+    split: EvaluatedSplit,
+    data: RetrievalData,
+    options: MeasureOptions,
+) -> _Measured:
+    if model.scores is not None:
+        return _measure_scores(model.scores, split, data.coco_truths, options)
+    embeddings = split_embeddings(model, split)
+    test = coco_test(embeddings, split.view, split.dataset, data.coco_truths)
+    uni_head, scoring = model.provider.uni_head, options.scoring
+    figures, per_query = measure_split(embeddings, split.view, uni_head, test, scoring)
+    teachers = split_teachers(model, split)
+    examples, history_note = _examples(model, split, embeddings, teachers, options)
+    if data.first_answers is not None:
+        answered = _answered(split, embeddings, per_query, scoring.ties)
+        examples = _with_disagreements(examples, data.first_answers, answered, options)
+    return _Measured(
+        embeddings,
+        figures,
+        per_query,
+        teacher_scores(teachers, embeddings, split.view, scoring),
+        examples,
+        history_note,
+    )
+
+
+def _measure_scores(
+    provider: ScoresProvider,
+    split: EvaluatedSplit,
+    coco_truths: CocoTruths,
+    options: MeasureOptions,
+) -> _Measured:
+    """Measure a matrix of scores across modalities; it tells nothing within one."""
+    scores = split_scores(provider, split)
+    test = coco_test(scores, split.view, split.dataset, coco_truths)
+    with named_in_errors(str(provider.path)):
+        figures, per_query = measure_scores(
+            scores.similarities, scores, split.view, test, options.scoring
+        )
+    return _Measured(scores, figures, per_query, note_on_figures=scores.note)
 
 
 def _identity(content: RetrievalResults) -> tuple[str, int, int]:
@@ -159,8 +227,8 @@ def _run_of(model: EvaluatedModel) -> dict[str, Any]:
     }
 
 
-def _facts(split: EvaluatedSplit, embeddings: SplitEmbeddings) -> dict[str, Any]:
-    facts = split_facts(split, embeddings)
+def _facts(split: EvaluatedSplit, items: SplitItems) -> dict[str, Any]:
+    facts = split_facts(split, items)
     return {
         **facts,
         "n_images_skipped": split.view.n_images - facts["n_images"],
