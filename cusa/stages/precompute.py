@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, DataError
+from cusa.data.tars.paths import are_tars
 from cusa.stages.arguments import checked, columns_of, with_options
+from cusa.stages.kinds import as_names
 from cusa.stages.options import PrecomputeOptions
 from cusa.stages.precomputed_store import PrecomputedStore, teacher_rows
 from cusa.stages.signals import stop_signals
@@ -120,11 +122,25 @@ class _Stage:
     record: RunRecord
 
 
+def _refuse_tars(dataset: Any) -> None:
+    """Refuse tars, whose rows lie beside them and not in a store."""
+    try:
+        sources = as_names(dataset)
+    except ValueError:
+        return  # data in memory
+    if are_tars(sources):
+        raise DataError(
+            f"{sources[0]} is a set of WebDataset tars; pass it to cusa.precompute_tars",
+            name=sources[0],
+        )
+
+
 @contextmanager
 def _prepared(dataset: Any, options: Mapping[str, Any], progress: bool) -> Iterator[_Stage]:
     """Read the data and parse the teachers; within the context, progress is shown."""
     from cusa.data.store.schema import check_index_path
 
+    _refuse_tars(dataset)
     given = checked(PrecomputeOptions, options)
     # Report mistakes before libraries are imported, which takes seconds, and data read.
     if "out" in given:

@@ -222,7 +222,9 @@ def test_wrong_options_of_precompute(tmp_path, options, kind, name):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("data", [5, None, [], object(), b"x", {"image": "a.jpg"}])
+@pytest.mark.parametrize(
+    "data", [5, None, [], object(), b"x", {"image": "a.jpg"}, "set/{0..1}.tar"]
+)
 def test_what_is_no_data(tmp_path, data):
     with pytest.raises(DataError):
         cusa.precompute(data, teacher="minilm", out=tmp_path / "store.h5")
