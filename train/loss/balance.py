@@ -41,7 +41,7 @@ def balanced_config(
         parameters: The tensors, such as ``model.parameters()``. Those that one of the losses does
             not depend on, such as uni-modal heads, are left out.
         ratio: Norm of the gradient of the soft labels over that of the host's loss. The default is
-            about what the paper's setting has beside its own contrastive term
+            about what the paper's setting has beside its own contrastive term when training begins
             (docs/benchmarks.md).
 
     Returns:
