@@ -48,12 +48,14 @@ def folder(tmp_path_factory):
     clip = make_tiny_clip(folder / "clip")
     run = ("--embeddings", store, "--student", clip, "--run-dir", folder / "runs" / "coco")
     run_ok("train", *run, "--epochs", 1, "--batch-size", 64, "--set", f"student.embed_dim={DIM}")
-    for name in make_images(folder / "photos", 3):
+    pictures = make_images(folder / "photos", 12)
+    for name in pictures:
         (folder / "photos" / name).with_suffix(".txt").write_text("A dog.\nA cat.\n")
     shutil.copy(folder / "photos" / "000.jpg", folder / "photos" / "a.jpg")
     (folder / "photos" / "a.txt").write_text("A dog.\n")
     shutil.copy(folder / "photos" / "000.jpg", folder / "beach.jpg")
-    (folder / "mine.csv").write_text("photo,words\nphotos/a.jpg,A dog.\n")
+    pairs = [f"photos/{name},A dog.\n" for name in pictures]
+    (folder / "mine.csv").write_text("photo,words\n" + "".join(pairs))
     return folder
 
 
@@ -71,6 +73,12 @@ def _blocks(name):
     return [block.split("```")[0] for block in text.split("```python\n")[1:]]
 
 
+def _block_with(word):
+    """The block of the README that has a word."""
+    (block,) = [block for block in _blocks("README.md") if word in block]
+    return block
+
+
 @pytest.mark.parametrize("page", ["docs/data.md", "docs/FORMAT.md"])
 def test_blocks_run(page, names):
     blocks = _blocks(page)
@@ -79,9 +87,14 @@ def test_blocks_run(page, names):
         exec(compile(block, page, "exec"), names)
 
 
+def test_the_stages_of_the_readme_end_in_a_report(names, capsys):
+    exec(_block_with("cusa.precompute"), names)
+    assert Path(capsys.readouterr().out.strip()).name == "report.html"
+
+
 def test_the_loop_of_the_readme_trains_the_model_and_the_temperatures(names):
     before = [parameter.clone() for parameter in names["model"].parameters()]
-    exec(_blocks("README.md")[0], names)
+    exec(_block_with("CUSALoss"), names)
     for old, new in zip(before, names["model"].parameters(), strict=True):
         assert not torch.equal(old, new)
     learnable = [
@@ -93,6 +106,6 @@ def test_the_loop_of_the_readme_trains_the_model_and_the_temperatures(names):
 
 
 def test_the_student_of_the_readme_embeds_pictures_and_texts(names):
-    exec(_blocks("README.md")[1], names)
+    exec(_block_with("load_student"), names)
     assert names["image_embeddings"].shape == names["text_embeddings"].shape == (1, DIM)
     assert names["similarities"].shape == (1, 1)
