@@ -46,7 +46,11 @@ class ScoresProvider(FileProvider):
         EmbeddingsError: If there is not one id for each row or column.
     """
 
-    def __init__(self, file: ScoreFile, name: str) -> None:
+    def __init__(
+        self,
+        file: ScoreFile,
+        name: str,
+    ) -> None:
         super().__init__(None, None, name)
         self.path = file.path
         self.scores = read_scores(file.path)
@@ -62,7 +66,11 @@ class ScoresProvider(FileProvider):
             "weights_sha256": digest.hexdigest(),
         }
 
-    def _ids(self, ids_path: Path | None, axis: int) -> Sequence[str] | None:
+    def _ids(
+        self,
+        ids_path: Path | None,
+        axis: int,
+    ) -> Sequence[str] | None:
         if ids_path is None:
             return None
         ids = read_ids(ids_path)

@@ -17,6 +17,7 @@ from cusa.eval.evaluators.protocol import (
     results_head,
 )
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
+from cusa.eval.evaluators.retrieval.answers import answered_queries, with_disagreements
 from cusa.eval.evaluators.retrieval.coco import CocoTruths, coco_test
 from cusa.eval.evaluators.retrieval.measure import measure_scores, measure_split
 from cusa.eval.evaluators.retrieval.results import (
@@ -35,14 +36,13 @@ from cusa.eval.evaluators.split_embeddings import (
 from cusa.eval.evaluators.split_scores import split_scores
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
 from cusa.eval.metrics.metric_options import PerQuery
-from cusa.eval.metrics.per_query import Rankings, Ties
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.models.scores import ScoresProvider
-from cusa.eval.report.disagreements import AnsweredSplit, CrossModalTask, disagreements
+from cusa.eval.report.disagreements import AnsweredSplit
 from cusa.eval.report.failures import likely_false_negatives, worst_failures
 from cusa.eval.report.false_negative_pairs import Teachers
-from cusa.eval.report.gallery import EmbeddedItems, make_gallery
+from cusa.eval.report.gallery import make_gallery
 from cusa.eval.report.paper import paper_retrieval
 from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
@@ -182,8 +182,8 @@ def _measure(
     teachers = split_teachers(model, split)
     examples, history_note = _examples(model, split, embeddings, teachers, options)
     if data.first_answers is not None:
-        answered = _answered(split, embeddings, per_query, scoring.ties)
-        examples = _with_disagreements(examples, data.first_answers, answered, options)
+        answered = answered_queries(split, embeddings, per_query, scoring.ties)
+        examples = with_disagreements(examples, data.first_answers, answered, options)
     return _Measured(
         embeddings,
         figures,
@@ -246,46 +246,6 @@ def _paper_row(
     config = model.origin.config
     row = paper_retrieval(config.student.name, config.loss.terms, content)
     return {"paper": row} if row else {}
-
-
-def _with_disagreements(
-    examples: Examples,
-    first_answers: dict[str, AnsweredSplit],
-    second: AnsweredSplit,
-    options: MeasureOptions,
-) -> Examples:
-    """Add the queries that either this model or the first one answers right.
-
-    Args:
-        examples: The model's other examples.
-        first_answers: The first model's answers; if there are none yet, this model is the first.
-        second: This model's answers.
-        options: How many queries to show.
-    """
-    first = first_answers.setdefault("first", second)
-    if second is first:
-        return examples
-    # There are two kinds of them in each direction.
-    n_shown = (options.n_shown + 1) // 2
-    return replace(examples, disagreements=disagreements(first, second, n_shown))
-
-
-def _answered(
-    split: EvaluatedSplit,
-    embeddings: SplitEmbeddings,
-    per_query: PerQuery,
-    ties: Ties,
-) -> AnsweredSplit:
-    """Return a model's cross-modal answers, without what belongs to its other head."""
-    across = replace(
-        embeddings,
-        image={"cross": embeddings.image["cross"]},
-        text={"cross": embeddings.text["cross"]},
-    )
-    rankings: dict[CrossModalTask, Rankings] = {}
-    for task in ("i2t", "t2i"):
-        rankings[task] = per_query[f"cross/retrieval/{task}"]
-    return AnsweredSplit(EmbeddedItems(across, split.view, split.image_root), rankings, ties)
 
 
 def _examples(
