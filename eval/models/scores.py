@@ -46,13 +46,18 @@ class ScoresProvider(FileProvider):
         EmbeddingsError: If there is not one id for each row or column.
     """
 
-    def __init__(self, file: ScoreFile, name: str) -> None:
+    def __init__(
+        self,
+        file: ScoreFile,
+        name: str,
+    ) -> None:
         super().__init__(None, None, name)
         self.path = file.path
         self.scores = read_scores(file.path)
         self.image_ids = self._ids(file.image_ids, axis=0)
         self.text_ids = self._ids(file.text_ids, axis=1)
-        digest = hashlib.sha256(file_digest(split_inner_path(file.path)[0]))
+        whole_file, _ = split_inner_path(file.path)
+        digest = hashlib.sha256(file_digest(whole_file))
         for ids in (self.image_ids, self.text_ids):
             if ids is not None:
                 digest.update("\0".join(ids).encode())
@@ -62,10 +67,15 @@ class ScoresProvider(FileProvider):
             "weights_sha256": digest.hexdigest(),
         }
 
-    def _ids(self, ids_path: Path | None, axis: int) -> Sequence[str] | None:
+    def _ids(
+        self,
+        ids_path: Path | None,
+        axis: int,
+    ) -> Sequence[str] | None:
         if ids_path is None:
             return None
         ids = read_ids(ids_path)
-        unit = ("rows", "columns")[axis]
-        check_ids(ids, self.scores.shape[axis], self.path, ids_path, unit)
+        units = ("rows", "columns")
+        n_items = self.scores.shape[axis]
+        check_ids(ids, n_items, self.path, ids_path, units[axis])
         return ids
