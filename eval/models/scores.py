@@ -56,7 +56,8 @@ class ScoresProvider(FileProvider):
         self.scores = read_scores(file.path)
         self.image_ids = self._ids(file.image_ids, axis=0)
         self.text_ids = self._ids(file.text_ids, axis=1)
-        digest = hashlib.sha256(file_digest(split_inner_path(file.path)[0]))
+        whole_file, _ = split_inner_path(file.path)
+        digest = hashlib.sha256(file_digest(whole_file))
         for ids in (self.image_ids, self.text_ids):
             if ids is not None:
                 digest.update("\0".join(ids).encode())
@@ -74,6 +75,7 @@ class ScoresProvider(FileProvider):
         if ids_path is None:
             return None
         ids = read_ids(ids_path)
-        unit = ("rows", "columns")[axis]
-        check_ids(ids, self.scores.shape[axis], self.path, ids_path, unit)
+        units = ("rows", "columns")
+        n_items = self.scores.shape[axis]
+        check_ids(ids, n_items, self.path, ids_path, units[axis])
         return ids

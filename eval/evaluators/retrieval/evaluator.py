@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
-from cusa.data.embeddings import Head, SplitEmbeddings, SplitItems
+from cusa.data.embeddings import SplitItems
 from cusa.data.errors import CusaError
 from cusa.eval.evaluators.protocol import (
     Absent,
     Evaluator,
     SuiteResult,
     absent_without,
-    named_in_errors,
     results_head,
 )
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
-from cusa.eval.evaluators.retrieval.answers import answered_queries, with_disagreements
-from cusa.eval.evaluators.retrieval.coco import CocoTruths, coco_test
-from cusa.eval.evaluators.retrieval.measure import measure_scores, measure_split
+from cusa.eval.evaluators.retrieval.coco import CocoTruths
+from cusa.eval.evaluators.retrieval.measured import measure
 from cusa.eval.evaluators.retrieval.results import (
     RETRIEVAL_FILE,
     RetrievalResults,
-    TeacherFigures,
 )
 from cusa.eval.evaluators.retrieval.tables import retrieval_sections
-from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores, teachers_know_less
+from cusa.eval.evaluators.retrieval.teacher_scores import teachers_know_less
 from cusa.eval.evaluators.split_embeddings import (
     BOTH_MODALITIES,
-    split_embeddings,
     split_facts,
-    split_teachers,
 )
-from cusa.eval.evaluators.split_scores import split_scores
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
-from cusa.eval.metrics.metric_options import PerQuery
-from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
-from cusa.eval.models.scores import ScoresProvider
 from cusa.eval.report.disagreements import AnsweredSplit
-from cusa.eval.report.failures import likely_false_negatives, worst_failures
-from cusa.eval.report.false_negative_pairs import Teachers
-from cusa.eval.report.gallery import make_gallery
 from cusa.eval.report.paper import paper_retrieval
-from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
-from cusa.train.saving.run_dir import read_history
 
 
 @dataclass(frozen=True)
@@ -95,7 +81,7 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         if isinstance(split, Absent):
             return split
         difference = check_counts(split, options.allow_partial)
-        measured = _measure(model, split, data, options)
+        measured = measure(model, split, data.coco_truths, data.first_answers, options)
         content = {
             **results_head(self.results_file, model),
             **_run_of(model),
@@ -144,72 +130,6 @@ def _split_of(model: EvaluatedModel, splits: SplitFinder) -> EvaluatedSplit | Ab
         return Absent(f"no retrieval for {model.title}: {error}", error)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """What was measured of a model.
-
-    Attributes:
-        items: The images and captions that it embeds or scores.
-        figures: As metrics.json holds them.
-        per_query: The rankings behind them.
-        teachers: Figures of the teachers.
-        examples: What the report shows beside tables.
-        note: What is wrong with the run's log, if anything.
-        note_on_figures: What the figures take for granted, if anything.
-    """
-
-    items: SplitItems
-    figures: dict[str, Any]
-    per_query: PerQuery
-    teachers: dict[str, TeacherFigures] = field(default_factory=dict)
-    examples: Examples | None = None
-    note: str = ""
-    note_on_figures: str = ""
-
-
-def _measure(
-    model: EvaluatedModel,
-    split: EvaluatedSplit,
-    data: RetrievalData,
-    options: MeasureOptions,
-) -> _Measured:
-    if model.scores is not None:
-        return _measure_scores(model.scores, split, data.coco_truths, options)
-    embeddings = split_embeddings(model, split)
-    test = coco_test(embeddings, split.view, split.dataset, data.coco_truths)
-    uni_head, scoring = model.provider.uni_head, options.scoring
-    figures, per_query = measure_split(embeddings, split.view, uni_head, test, scoring)
-    teachers = split_teachers(model, split)
-    examples, history_note = _examples(model, split, embeddings, teachers, options)
-    if data.first_answers is not None:
-        answered = answered_queries(split, embeddings, per_query, scoring.ties)
-        examples = with_disagreements(examples, data.first_answers, answered, options)
-    return _Measured(
-        embeddings,
-        figures,
-        per_query,
-        teacher_scores(teachers, embeddings, split.view, scoring),
-        examples,
-        history_note,
-    )
-
-
-def _measure_scores(
-    provider: ScoresProvider,
-    split: EvaluatedSplit,
-    coco_truths: CocoTruths,
-    options: MeasureOptions,
-) -> _Measured:
-    """Measure a matrix of scores across modalities; it tells nothing within one."""
-    scores = split_scores(provider, split)
-    test = coco_test(scores, split.view, split.dataset, coco_truths)
-    with named_in_errors(str(provider.path)):
-        figures, per_query = measure_scores(
-            scores.similarities, scores, split.view, test, options.scoring
-        )
-    return _Measured(scores, figures, per_query, note_on_figures=scores.note)
-
-
 def _identity(content: RetrievalResults) -> tuple[str, int, int]:
     """Return what two models' results must have in common to be comparable."""
     return content["split_fingerprint"], content["n_images"], content["n_captions"]
@@ -246,31 +166,3 @@ def _paper_row(
     config = model.origin.config
     row = paper_retrieval(config.student.name, config.loss.terms, content)
     return {"paper": row} if row else {}
-
-
-def _examples(
-    model: EvaluatedModel,
-    split: EvaluatedSplit,
-    embeddings: SplitEmbeddings,
-    teachers: Teachers,
-    options: MeasureOptions,
-) -> tuple[Examples, str]:
-    """Choose the report's examples, and describe what is wrong with the run's log, if anything."""
-    uni_head, n_shown = model.provider.uni_head, options.n_shown
-    head_by_task: dict[Task, Head] = {
-        "i2t": "cross",
-        "t2i": "cross",
-        "t2t": uni_head,
-        "i2i": uni_head,
-    }
-    seed = options.scoring.bootstrap.seed
-    view, image_root = split.view, split.image_root
-    examples = Examples(
-        gallery=make_gallery(embeddings, view, image_root, head_by_task, n_shown, seed),
-        failures=worst_failures(embeddings, view, image_root, head_by_task, n_shown),
-        false_negatives=likely_false_negatives(embeddings, view, teachers, image_root, 2 * n_shown),
-    )
-    if model.run_dir is None:
-        return examples, ""
-    history = read_history(model.run_dir)
-    return replace(examples, history=tuple(history.lines)), history.note
