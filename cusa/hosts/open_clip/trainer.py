@@ -274,6 +274,8 @@ def _rows_of_table(args: Namespace, split: Split) -> np.ndarray:
     try:
         return split.rows_of(pairs)
     except DataError as error:
+        # The pairs are rows in memory for the split, but of a file for the user.
+        message = str(error).removeprefix("rows ")
         raise DataError(
-            f"{path}: {error}", path=path, location=error.location, name=error.name
+            f"{path} {message}", path=path, location=error.location, name=error.name
         ) from None
