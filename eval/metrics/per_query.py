@@ -102,12 +102,8 @@ class Rankings:
     def resampled(self, ties: Ties, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
         """Resample each metric of :meth:`values` and ``mean``, the mean of the recalls.
 
-        They are computed once for each rule and bootstrap: a model's own intervals and its
-        differences from another model come from the same samples.
-
-        Args:
-            ties: As for :meth:`values`.
-            bootstrap: Number of resamplings and seed.
+        They are computed once for each rule for ties and bootstrap, so that a model's own intervals
+        and its differences from another model come from the same samples.
 
         Returns:
             Percent, float64 ``[samples]``, by metric.

@@ -60,7 +60,7 @@ def test_a_hugging_face_model_on_an_annotation_file(home, here):
     metrics = strict(here / "runs/eval/clip/metrics.json")
     assert (metrics["format"], metrics["format_version"], metrics["name"]) == (
         "cusa-metrics",
-        [1, 3],
+        [1, 4],
         "clip",
     )
     assert (metrics["model"]["kind"], metrics["model"]["source"]) == ("hf", str(home / "clip"))
@@ -345,7 +345,7 @@ def test_a_folder_of_classes_by_several_models(home, here):
         content = strict(here / f"runs/eval/{name}/images.json")
         assert (content["format"], content["format_version"], content["name"]) == (
             "cusa-images",
-            [1, 0],
+            [1, 1],
             name,
         )
         assert (content["head"], content["average"]) == ("cross", {"cross": None})
