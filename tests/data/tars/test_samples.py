@@ -66,9 +66,15 @@ def test_a_cut_tar_keeps_its_whole_samples(tmp_path, seed):
     assert len(kept.records) == sum(end <= n_bytes for end in caption_ends)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no tar at all" * 100, b"\0" * 100, gzip.compress(b"x" * 2_000)]
-)
+NO_TARS = {
+    "empty": b"",
+    "text": b"no tar at all" * 100,
+    "zeros": b"\0" * 100,
+    "compressed": gzip.compress(b"x" * 2_000),
+}
+
+
+@pytest.mark.parametrize("content", NO_TARS.values(), ids=NO_TARS)
 def test_what_is_no_tar_is_refused(tmp_path, content):
     path = tmp_path / "0.tar"
     path.write_bytes(content)
