@@ -80,7 +80,7 @@ def test_each_model_is_released_before_the_next_is_loaded_and_data_are_read_once
     assert (
         len(
             {
-                result.replace('"two"', '"one"').replace('"three"', '"one"').count("r1")
+                result.replace('"two"', '"one"').replace('"three"', '"one"').count('"r1"')
                 for result in results
             }
         )
