@@ -6,6 +6,7 @@ from .data.readers.columns import ColumnNames as ColumnNames
 from .data.records import Dataset as Dataset
 from .data.records import Record as Record
 from .data.store.embeddings import Embeddings as Embeddings
+from .data.store.joined import join as join
 from .data.store.mapped_split import Split as Split
 from .data.store.reader import EmbeddingStore as EmbeddingStore
 from .data.tars.tar_set import TarSet as TarSet
@@ -44,6 +45,5 @@ from .train.teacher_queue import TeacherQueue as TeacherQueue
 from .train.teacher_rows import TeacherBatch as TeacherBatch
 from .train.teacher_rows import Teachers as Teachers
 from .train.teacher_rows import collate_joined as collate_joined
-from .train.teacher_rows import join as join
 
 __version__: str

@@ -1,23 +1,21 @@
-"""The teachers' rows of a batch for any trainer, and data sets whose items know their rows."""
+"""The teachers' rows of a batch, for any trainer."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
-from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
-from cusa.data.store.row_window import row_numbers
+from cusa.data.store.row_window import row_vector
 
 
 @dataclass(frozen=True)
@@ -115,17 +113,14 @@ class Teachers:
 
 
 def caption_row_numbers(rows: ArrayLike | torch.Tensor) -> np.ndarray:
-    """Return rows as int64 ``[n]``; ids, masks and shares must not become rows in silence.
+    """Return rows as int64 ``[n]``; a tensor may be on any device.
 
     Raises:
         IndexError: If they are no whole numbers in one dimension.
     """
     if isinstance(rows, torch.Tensor):
         rows = rows.numpy(force=True)
-    numbers = np.asarray(rows)
-    if numbers.ndim != 1:
-        raise IndexError(f"caption rows are int [n]; got shape {numbers.shape}")
-    return row_numbers(numbers)
+    return row_vector(rows)
 
 
 def _rows_of_teacher(
@@ -166,74 +161,10 @@ def _on(device: torch.device | str | None, rows: np.ndarray | None) -> torch.Ten
     return torch.from_numpy(rows).to(device or "cpu", non_blocking=True)
 
 
-class JoinedDataset(Dataset[tuple[Any, int]]):
-    """A map-style data set that returns each item with its caption row.
-
-    Args:
-        items: The data set; it has ``items[i]`` and ``len(items)``.
-        caption_rows: int64 ``[len(items)]``: the caption row of each item.
-
-    Raises:
-        DataError: If there is not a row for each item, or the items cannot be counted.
-        IndexError: If the rows are no whole numbers in one dimension.
-    """
-
-    def __init__(self, items: Any, caption_rows: ArrayLike) -> None:
-        if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
-            raise DataError(
-                f"a {type(items).__name__} has no items by number; pass a map-style data set, with "
-                "items[i] and len(items)",
-                name="items",
-            )
-        self.items = items
-        self.caption_rows = caption_row_numbers(caption_rows)
-        if len(items) != len(self.caption_rows):
-            raise DataError(
-                f"the data set has {len(items):,} items, but there are {len(self.caption_rows):,} "
-                "caption rows; give one for each item, in the data set's order",
-                name="caption_rows",
-            )
-
-    def __len__(self) -> int:
-        return len(self.caption_rows)
-
-    def __getitem__(self, number: int) -> tuple[Any, int]:
-        """Return an item of the data set and its caption row."""
-        return self.items[number], int(self.caption_rows[number])
-
-
-def join(
-    items: Any,
-    split: Split,
-    *,
-    caption_ids: Sequence[str | int] | None = None,
-    annotations: str | Path | Sequence[Mapping[str, Any]] | None = None,
-) -> JoinedDataset:
-    """Join a map-style data set with caption rows of a store, by caption ids or by annotations.
-
-    Args:
-        items: The data set, with an item for each caption; it has ``items[i]`` and ``len(items)``.
-        split: The split of the store that the items belong to.
-        caption_ids: The caption id of each item, in the data set's order.
-        annotations: The file or the rows that the data set was made from, in its order; the texts
-            of their captions are compared with the store's.
-
-    Raises:
-        DataError: If not exactly one of ``caption_ids`` and ``annotations`` is given, an id or a
-            caption is not in the split, or there are not as many as items.
-    """
-    if (caption_ids is None) == (annotations is None):
-        raise DataError("give either caption_ids or annotations", name="caption_ids")
-    if caption_ids is not None:
-        return JoinedDataset(items, split.caption_rows(caption_ids))
-    assert annotations is not None
-    return JoinedDataset(items, split.rows_of(annotations))
-
-
 def collate_joined(
     batch: Sequence[tuple[Any, int]], collate: Callable[[list[Any]], Any] = default_collate
 ) -> tuple[Any, torch.Tensor]:
-    """Collate items of a :class:`JoinedDataset`.
+    """Collate items of a :class:`cusa.data.store.joined.JoinedDataset`.
 
     Args:
         batch: Items with their caption rows.

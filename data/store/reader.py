@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -23,6 +24,7 @@ from cusa.data.store.index_checks import (
     read_versions,
     refuse_index,
 )
+from cusa.data.store.joined import JoinedDataset, join
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.schema import TeacherSettings
@@ -131,6 +133,29 @@ class EmbeddingStore:
             message = f"{self.path} has no split {name!r}; it has: {', '.join(self.splits)}"
             raise StoreError(message, path=self.path, name=name)
         return self.splits[name]
+
+    def join(
+        self,
+        items: Any,
+        split: str,
+        *,
+        caption_ids: Sequence[str | int] | None = None,
+        annotations: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    ) -> JoinedDataset:
+        """Join a map-style data set with the caption rows of a split.
+
+        Args:
+            items: The data set, with an item for each caption; it has ``items[i]`` and
+                ``len(items)``.
+            split: Name of the split that the items belong to.
+            caption_ids: As :func:`cusa.join` takes them.
+            annotations: As :func:`cusa.join` takes them.
+
+        Raises:
+            StoreError: If the store has no such split.
+            DataError: As :func:`cusa.join` raises it.
+        """
+        return join(items, self.split(split), caption_ids=caption_ids, annotations=annotations)
 
     def pick_teacher(
         self,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # A block number far outside the window, so that numpy's bounds check raises an IndexError.
 _UNMAPPED = 1 << 62
@@ -172,3 +173,15 @@ def row_numbers(rows: np.ndarray) -> np.ndarray:
     if rows.size and rows.dtype.kind not in "iu":
         raise IndexError(f"rows must be integers; got {rows.dtype}")
     return rows.astype(np.int64)
+
+
+def row_vector(rows: ArrayLike) -> np.ndarray:
+    """Return rows as int64 ``[n]``; ids, masks and shares must not become rows in silence.
+
+    Raises:
+        IndexError: If they are no whole numbers in one dimension.
+    """
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1:
+        raise IndexError(f"rows are int [n]; got shape {numbers.shape}")
+    return row_numbers(numbers)

@@ -15,9 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from cusa.data.images import load_image
+from cusa.data.store.joined import join
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.teacher_rows import Teachers, collate_joined, join
+from cusa.train.teacher_rows import Teachers, collate_joined
 
 from made_up import WORDS, make_data
 

@@ -10,7 +10,8 @@ import torch
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 
-from cusa.train.teacher_rows import Teachers, collate_joined, join
+from cusa.data.store.joined import join
+from cusa.train.teacher_rows import Teachers, collate_joined
 from tests.hosts.trainers import hugging_face, make_inputs, sentence_transformers
 
 

@@ -7,8 +7,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cusa.data.errors import DataError, StoreError
 from cusa.data.records import Dataset
+from cusa.data.store.joined import JoinedDataset, join
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.teacher_rows import JoinedDataset, Teachers, collate_joined, join
+from cusa.train.teacher_rows import Teachers, collate_joined
 from tests.helpers import add_teacher, make_store, records, settings, unit_rows
 
 
@@ -129,6 +130,7 @@ def test_a_data_set_of_ones_own_with_its_rows(store):
         path = split.image_paths[int(split.caption_image[row])]
         entries.append({"image": path, "caption": split.captions[row]})
     assert (join(items, split, annotations=entries).caption_rows == order).all()
+    assert (store.join(items, "train", annotations=entries).caption_rows == order).all()
 
 
 def test_a_join_needs_a_row_for_each_item(store):

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
+from cusa.data.store.joined import JoinedDataset
 from cusa.hosts.pairs import SplitTeachers
-from cusa.train.teacher_rows import JoinedDataset
 
 _LABEL_COLUMNS = 2
 
@@ -33,7 +33,7 @@ def take_labels(text: Tensor) -> tuple[Tensor | None, Tensor]:
     return pair_labels, text[:, _LABEL_COLUMNS:]
 
 
-class LabelledTokens(JoinedDataset):
+class LabelledTokens(JoinedDataset, Dataset[Any]):
     """A data set of open_clip whose tokens begin with the label of their pair.
 
     The items are ``(image, tokens)``, or dictionaries with ``text``.
