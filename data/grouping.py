@@ -59,7 +59,8 @@ def group_rows(
         group.positions.extend([position] * max(1, len(row.captions)))
     if not groups:
         paths = ", ".join(str(file.path) for file in files)
-        raise DataError(f"{paths}: holds no image-caption pair", path=files[0].path)
+        message = f"{paths}: no image-caption pair in it; give it at least one"
+        raise DataError(message, path=files[0].path)
     return _records_by_split(groups, files)
 
 

@@ -62,7 +62,8 @@ def read_host_pairs(
     for content in contents:
         pairs.extend(_pairs(content, source.path))
     if not pairs:
-        raise DataError(f"{source.path}: holds no image-caption pair", path=source.path)
+        message = f"{source.path}: no image-caption pair in it; give it at least one"
+        raise DataError(message, path=source.path)
     return pairs
 
 

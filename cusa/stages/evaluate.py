@@ -183,6 +183,12 @@ def _score_file(given: Mapping[str, Any]) -> ScoreFile | None:
                 "time, each with its ids",
                 name="--scores",
             )
+    if given.get("judgements"):
+        raise SettingError(
+            "--judgements are compared with cosines of embeddings, and --scores gives none; pass "
+            "one of the two",
+            name="--judgements",
+        )
     return ScoreFile(scores_path, given.get("image_ids"), given.get("text_ids"))
 
 

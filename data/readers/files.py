@@ -80,7 +80,8 @@ def read_annotations(source: Source) -> Annotations:
     refuse_other_than_text(path, first_bytes)
     beginning = read_beginning(path, first_bytes)
     if not beginning.strip() and not read_text(path).strip():
-        raise DataError(f"{path} is empty: it holds no image-caption pair", path=path)
+        message = f"{path} is empty; give it image-caption pairs"
+        raise DataError(message, path=path)
 
     if _is_json(beginning, path):
         return _read_json(beginning, source)

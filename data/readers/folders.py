@@ -108,7 +108,7 @@ def _refuse_folder(folder: Path, n_images: int) -> NoReturn:
         contents = _relative_names(tables[:_MAX_SHOWN_FILES], folder)
     elif any(folder.glob("*.tar")):
         contents = "WebDataset's .tar files"
-        advice = "cusa-precompute alone takes them; for this, unpack them into one folder"
+        advice = "only cusa-precompute reads them; unpack them into one folder"
     elif n_images:
         contents = f"{n_images:,} images without captions"
     raise DataError(

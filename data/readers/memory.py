@@ -69,7 +69,7 @@ def read_rows(rows: Any, source: Source) -> list[Annotations]:
     if _is_dataset(rows):
         return [saved_dataset.read_dataset(rows, source)]
     if not len(rows):
-        raise DataError("the rows are empty: they hold no image-caption pair", path=source.path)
+        raise DataError("there are no rows; give image-caption pairs", path=source.path)
     if _is_frame(rows):
         columns = tuple(rows.columns)
         records: Iterable[Any] = _records_of_frame(rows)

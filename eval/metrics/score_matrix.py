@@ -115,11 +115,13 @@ class ScoreMatrix:
     ) -> list[T]:
         """Apply a function to blocks of queries: its first query, and scores ``[b, m]``."""
         n_queries = self.n_images
-        n_candidates = self.n_captions
+        # A query is read with all of its candidates, also those that are not selected.
+        n_read = self._scores.shape[1]
         if direction == "t2i":
-            n_queries, n_candidates = n_candidates, n_queries
+            n_queries = self.n_captions
+            n_read = self._scores.shape[0]
         n_threads = torch.get_num_threads()
-        bytes_per_query = max(1, n_candidates * self._dtype.itemsize)
+        bytes_per_query = max(1, n_read * self._dtype.itemsize)
         block_size = max(1, _BLOCK_BYTES // n_threads // bytes_per_query)
 
         def work_on_block(start: int) -> T:

@@ -19,6 +19,7 @@ _KINDS = {
     "sentence-transformers": "sentence-transformers model",
     "teacher": "teacher",
     "files": "embeddings in files",
+    "scores": "scores in a file",
 }
 _NORMALIZERS = {
     "albef": "in lower case, without punctuation, cut to 64 words",

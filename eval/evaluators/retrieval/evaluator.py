@@ -42,13 +42,13 @@ class RetrievalData:
     Attributes:
         splits: Finds each model's split.
         coco_truths: Ground truths of COCO's test.
-        first_answers: The answers of the first model that was measured, by ``"first"``, kept for
-            comparison with the others'; ``None`` if there is only one model.
+        first_answers: The answers of the first model that is measured, kept to be compared with the
+            others'; empty before, and ``None`` if there is only one model.
     """
 
     splits: SplitFinder
     coco_truths: CocoTruths
-    first_answers: dict[str, AnsweredSplit] | None
+    first_answers: list[AnsweredSplit] | None
 
 
 class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
@@ -67,7 +67,7 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
             for split in splits.find_all():
                 check_counts(split, request.options.allow_partial)
         n_models = len(request.models) + any(request.embedding_files)
-        first_answers: dict[str, AnsweredSplit] | None = {} if n_models > 1 else None
+        first_answers: list[AnsweredSplit] | None = [] if n_models > 1 else None
         return RetrievalData(splits, CocoTruths(request.pmrp), first_answers)
 
     def run(

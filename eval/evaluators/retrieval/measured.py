@@ -6,15 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cusa.data.embeddings import Head, SplitEmbeddings, SplitItems
-from cusa.eval.evaluators.protocol import (
-    named_in_errors,
-)
+from cusa.eval.evaluators.protocol import named_in_errors
 from cusa.eval.evaluators.request import MeasureOptions
 from cusa.eval.evaluators.retrieval.coco import CocoTruths, coco_test
 from cusa.eval.evaluators.retrieval.measure import measure_scores, measure_split
-from cusa.eval.evaluators.retrieval.results import (
-    TeacherFigures,
-)
+from cusa.eval.evaluators.retrieval.results import TeacherFigures
 from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores
 from cusa.eval.evaluators.split_embeddings import (
     split_embeddings,
@@ -62,7 +58,7 @@ def measure(
     model: EvaluatedModel,
     split: EvaluatedSplit,
     coco_truths: CocoTruths,
-    first_answers: dict[str, AnsweredSplit] | None,
+    first_answers: list[AnsweredSplit] | None,
     options: MeasureOptions,
 ) -> Measured:
     """Measure a model on its split.
@@ -116,7 +112,7 @@ def _measure_scores(
 
 def _with_disagreements(
     examples: Examples,
-    first_answers: dict[str, AnsweredSplit],
+    first_answers: list[AnsweredSplit],
     second: AnsweredSplit,
     options: MeasureOptions,
 ) -> Examples:
@@ -124,16 +120,17 @@ def _with_disagreements(
 
     Args:
         examples: The model's other examples.
-        first_answers: The first model's answers; if there are none yet, this model is the first.
+        first_answers: The first model's answers; if it is empty, this model is the first, and its
+            answers are put there.
         second: This model's answers.
         options: How many queries to show.
     """
-    first = first_answers.setdefault("first", second)
-    if second is first:
+    if not first_answers:
+        first_answers.append(second)
         return examples
     # There are two kinds of them in each direction.
     n_shown = (options.n_shown + 1) // 2
-    return replace(examples, disagreements=disagreements(first, second, n_shown))
+    return replace(examples, disagreements=disagreements(first_answers[0], second, n_shown))
 
 
 def _answered(

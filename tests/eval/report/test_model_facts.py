@@ -59,6 +59,8 @@ def test_models_that_are_no_runs_have_dashes():
     model = {"kind": "hf", "source": "/models/clip", "normalizer": "none", "weights_sha256": None}
     facts = {fact.title: fact for fact in model_facts([RUN, model])}
     assert facts["Model"].values[1] == "Hugging Face model, /models/clip"
+    scores = {"kind": "scores", "source": "sims.npy"}
+    assert model_facts([RUN, scores])[0].values[1] == "scores in a file, sims.npy"
     assert facts["Captions"].values[1] == "as written"
     assert facts["Seed"].values == ("7", NONE)
     assert not facts["Seed"].is_shared

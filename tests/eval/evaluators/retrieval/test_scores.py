@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from cusa.data.errors import DataError, EmbeddingsError, FileFormatError, SettingError
@@ -58,6 +59,30 @@ def test_scores_rank_as_the_products_of_the_same_vectors(monkeypatch, block_byte
             assert ours.candidates == theirs.candidates == n_candidates
             _same(ours.average_precision, theirs.average_precision)
             _same(ours.r_precision, theirs.r_precision)
+
+
+@pytest.mark.parametrize("direction", ["i2t", "t2i"])
+def test_blocks_are_small_also_if_few_of_many_candidates_are_selected(monkeypatch, direction):
+    n_bytes = 100 * 8 * torch.get_num_threads()
+    monkeypatch.setattr(score_matrix, "_BLOCK_BYTES", n_bytes)
+    read = []
+
+    class Read(np.ndarray):
+        """An array that tells how much is copied from it."""
+
+        def take(self, positions, axis):
+            copied = np.asarray(self).take(positions, axis)
+            read.append(copied.nbytes)
+            return copied
+
+    scores = np.zeros((50, 50)).view(Read)
+    few, queries = np.arange(2), np.arange(30)
+    selected = ScoreMatrix(scores).select(queries, few)
+    if direction == "t2i":
+        selected = ScoreMatrix(scores).select(few, queries)
+    selected.rank_best(direction, np.arange(31), np.zeros(30, int))
+    assert len(read) == 15
+    assert max(read) == 100 * 8
 
 
 @pytest.mark.parametrize("direction", ["i2t", "t2i"])
@@ -217,6 +242,8 @@ def test_options_that_contradict_scores(split, here):
     options = ("eval", "retrieval", "--embeddings", index, "--scores", here / "scores.npy")
     rows = ("--image-embeddings", "rows.npy")
     assert run_fault(*options, *rows) == Fault(SettingError, name="--scores")
+    judged = ("--judgements", "people.txt")
+    assert run_fault(*options, *judged) == Fault(SettingError, name="--judgements")
     few = _save_ids(here / "few.json", view.image_ids[:-1])
     assert run_fault(*options, "--image-ids", few) == Fault(EmbeddingsError, path=few)
     others = _save_ids(here / "others.json", range(8))
