@@ -315,13 +315,16 @@ def build_config(settings: Mapping[str, Any]) -> Config:
 
 
 def _with_report_to(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read ``train.tensorboard``, which the settings of earlier runs have, as ``report_to``."""
+    """Read ``train.tensorboard``, which the settings of earlier runs have, as ``report_to``.
+
+    Trackers that are named as well take precedence.
+    """
     train = settings.get("train")
     if not isinstance(train, Mapping) or "tensorboard" not in train:
         return settings
     train = dict(train)
     if train.pop("tensorboard"):
-        train["report_to"] = [*train.get("report_to", ()), "tensorboard"]
+        train.setdefault("report_to", ["tensorboard"])
     return {**settings, "train": train}
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from cusa.data.errors import SettingError
+from cusa.data.errors import DataError, SettingError
 from cusa.data.tars.manifest import MANIFEST
+from cusa.data.tars.paths import are_tars, expand_tars, tars_in_range
 from cusa.stages.arguments import checked, with_options
+from cusa.stages.kinds import as_names
 from cusa.stages.options import TarOptions
 from cusa.stages.signals import stop_signals
 from cusa.stages.teacher_run import parse_teachers, recorded, run_to_end, teacher_run_options
+from cusa.train.settings import shortened
 
 if TYPE_CHECKING:
     from cusa.data.tars.manifest import Manifest
@@ -62,17 +65,16 @@ def precompute_tars(
         **options: The other flags of ``cusa-precompute`` that apply to tars.
 
     Raises:
+        DataError: If there are no such tars.
         TarError: If a tar is damaged, or was changed since its rows were made.
         CusaError: If an option, an item or a teacher cannot be used.
         KeyboardInterrupt: On Ctrl-C; the message says how far the run got.
     """
-    from cusa.data.tars.paths import expand_tars, tars_in_range
     from cusa.precompute.processes import connect
     from cusa.precompute.tars.run import TarRun
 
     given = checked(TarOptions, options)
-    patterns = [dataset] if isinstance(dataset, str | os.PathLike) else dataset
-    tars = expand_tars([str(pattern) for pattern in patterns])
+    tars = expand_tars(_tar_names(dataset))
     chosen_tars = tars_in_range(tars, given.get("tars"))
     policy = _policy(given)
     folder = _set_folder(tars, given)
@@ -84,6 +86,21 @@ def precompute_tars(
         run = TarRun(chosen_tars, requests, run_options, policy, processes, record, check_stop)
         outcome = run_to_end(run, record)
     return PrecomputedTars(folder, outcome.manifest, tuple(record.notes))
+
+
+def _tar_names(dataset: Any) -> tuple[str, ...]:
+    """Return the names of tars, their patterns and folders; refuse other data."""
+    try:
+        names = as_names(dataset)
+    except ValueError:
+        names = ()
+    if not are_tars(names):
+        raise DataError(
+            f"{shortened(repr(dataset))} is no set of WebDataset tars; pass paths such as "
+            "'set/{00000..00999}.tar' or folders of tars, and other data to cusa.precompute",
+            name="dataset",
+        )
+    return names
 
 
 def _policy(given: Mapping[str, Any]) -> TarPolicy:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, CLIPModel, TrainingArguments
 
-from cusa.data.store.reader import EmbeddingStore
+from cusa import CUSALoss, EmbeddingStore
 from cusa.hosts.transformers import (
     LABEL_NAMES,
     SoftLabelCollator,
@@ -21,7 +21,6 @@ from cusa.hosts.transformers import (
     SoftLabelTrainer,
     pairs_dataset,
 )
-from cusa.train.loss.cusa_loss import CUSALoss
 
 from made_up import make_clip, make_data
 

@@ -16,10 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cusa.train.loss.balance import balanced_config
-from cusa.train.loss.config import LossConfig
-from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.teacher_rows import Teachers
+from cusa import CUSALoss, LossConfig, Teachers, balanced_config
 
 from made_up import MadeUp, caption_batches, make_data
 from sgraf_style import CrossAttentionHost

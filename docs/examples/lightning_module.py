@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from cusa.data.images import load_image
-from cusa.data.store.joined import join
-from cusa.data.store.reader import EmbeddingStore
-from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.teacher_rows import Teachers, collate_joined
+from cusa import CUSALoss, EmbeddingStore, Teachers, collate_joined, join
 
 from made_up import WORDS, make_data
 
@@ -35,10 +33,11 @@ class Pairs(Dataset):
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return float32 ``[3, 32, 32]`` and int64 ``[8]``."""
-        picture = load_image(self.root / self.split.image_paths[self.split.caption_image[number]])
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(32, 32, 3)
+        image_row = self.split.caption_image[number]
+        picture = Image.open(self.root / self.split.image_paths[image_row]).convert("RGB")
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
         words = self.split.captions[number].split()
-        return pixels.permute(2, 0, 1) / 255, torch.tensor([WORDS.index(word) for word in words])
+        return pixels, torch.tensor([WORDS.index(word) for word in words])
 
 
 class SoftLabelModule(L.LightningModule):

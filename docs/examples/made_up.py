@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cusa import Dataset, EmbeddingStore, Record
 from cusa.data.foreign.rows import ForeignRows
-from cusa.data.records import Dataset, Record
 from cusa.data.store.import_export import import_rows
 from cusa.data.store.index import Index
-from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 
 WORDS = [f"{letter}{sign}" for letter in "abcdefghijkl" for sign in (0, 1)]

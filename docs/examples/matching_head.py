@@ -16,11 +16,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cusa.train.loss.config import LossConfig
-from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.loss.functions import contrastive_loss, soft_labels
-from cusa.train.loss.matching import hard_negatives, matching_loss, matching_targets
-from cusa.train.teacher_rows import TeacherBatch, Teachers
+from cusa import (
+    CUSALoss,
+    LossConfig,
+    TeacherBatch,
+    Teachers,
+    contrastive_loss,
+    hard_negatives,
+    matching_loss,
+    matching_targets,
+    soft_labels,
+)
 
 from made_up import N_WORDS, caption_batches, make_data
 

@@ -15,9 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cusa.train.loss.config import LossConfig
-from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.teacher_rows import Teachers
+from cusa import CUSALoss, LossConfig, Teachers
 
 from made_up import N_WORDS, caption_batches, make_data
 from plain_loop import Encoder

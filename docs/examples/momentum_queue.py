@@ -12,14 +12,12 @@ import copy
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cusa.train.loss.batch import Candidates
-from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.teacher_queue import TeacherQueue
-from cusa.train.teacher_rows import Teachers
+from cusa import Candidates, CUSALoss, TeacherQueue, Teachers
 
 from made_up import N_WORDS, caption_batches, make_data
 from plain_loop import Encoder
@@ -29,9 +27,13 @@ EMBED_DIM = 32
 
 
 class MomentumHost(nn.Module):
-    """Two encoders, slow copies of them, and a queue of the copies' features."""
+    """Two encoders, slow copies of them, and a queue of the copies' features.
+
+    The queue, the slot that is next in it, and the rows in its slots are saved with the weights.
+    """
 
     feature_queues: torch.Tensor
+    next_slot: torch.Tensor
 
     def __init__(self, queue_size: int) -> None:
         super().__init__()
@@ -43,7 +45,8 @@ class MomentumHost(nn.Module):
         self.slow_text_encoder = copy.deepcopy(self.text_encoder).requires_grad_(False)
         # Of the heads: image, text, uni-modal image, uni-modal text.
         self.register_buffer("feature_queues", torch.zeros(4, queue_size, EMBED_DIM))
-        self.pointer = 0
+        self.register_buffer("next_slot", torch.tensor(0))
+        self.row_queue = TeacherQueue(queue_size)
 
     def encode(self, pixels: torch.Tensor, tokens: torch.Tensor) -> list[torch.Tensor]:
         """Return the features of the four heads, ``[B, d]`` each."""
@@ -65,13 +68,13 @@ class MomentumHost(nn.Module):
         return [image, text, uni_image, uni_text]
 
     @torch.no_grad()
-    def enqueue(self, features: list[torch.Tensor]) -> None:
-        """Write features over the oldest ones; the queue is a multiple of the batch."""
-        batch_size = len(features[0])
-        slots = slice(self.pointer, self.pointer + batch_size)
-        for queue, rows in zip(self.feature_queues, features, strict=True):
-            queue[slots] = F.normalize(rows, dim=-1)
-        self.pointer = (self.pointer + batch_size) % self.feature_queues.shape[1]
+    def enqueue(self, features: list[torch.Tensor], caption_rows: np.ndarray) -> None:
+        """Write features and rows over the oldest ones; the queue is a multiple of the batch."""
+        start, stop = self.next_slot.item(), self.next_slot.item() + len(caption_rows)
+        for queue, batch_features in zip(self.feature_queues, features, strict=True):
+            queue[start:stop] = F.normalize(batch_features, dim=-1)
+        self.next_slot.fill_(stop % self.feature_queues.shape[1])
+        self.row_queue.enqueue(caption_rows)
 
 
 def main(steps: int = 60, batch_size: int = 32, queue_size: int = 64) -> list[float]:
@@ -83,7 +86,6 @@ def main(steps: int = 60, batch_size: int = 32, queue_size: int = 64) -> list[fl
         host = MomentumHost(queue_size)
 
         teachers = Teachers(store, "train")
-        queue = TeacherQueue(queue_size)
         loss_fn = CUSALoss()
         parameters = [*host.image_encoder.parameters(), *host.text_encoder.parameters()]
         groups = [{"params": parameters}, *loss_fn.param_groups()]
@@ -92,19 +94,18 @@ def main(steps: int = 60, batch_size: int = 32, queue_size: int = 64) -> list[fl
             inputs = pixels[teachers.rows(caption_rows).image_ids], tokens[caption_rows]
             features = host.encode(*inputs)
             slow_features = host.encode_slowly(*inputs)
-            rows, mask = queue.candidates(teachers, caption_rows)
-            others = []
-            for batch_rows, queued_rows in zip(slow_features, host.feature_queues, strict=True):
-                others.append(torch.cat([batch_rows, queued_rows]))
+            rows, mask = host.row_queue.candidates(teachers, caption_rows)
+            candidates = []
+            for in_batch, in_queue in zip(slow_features, host.feature_queues, strict=True):
+                candidates.append(torch.cat([in_batch, in_queue]))
             terms = loss_fn(
                 *features,
                 rows.image,
                 rows.text,
                 rows.image_ids,
-                Candidates(*others, mask=mask),
+                Candidates(*candidates, mask=mask),
             )
-            host.enqueue(slow_features)
-            queue.enqueue(caption_rows)
+            host.enqueue(slow_features, caption_rows)
             optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()

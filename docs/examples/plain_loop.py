@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cusa.train.gradient_cache import encode_in_micro_batches
-from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.teacher_rows import Teachers
+from cusa import CUSALoss, Teachers, encode_in_micro_batches
 
 from made_up import N_WORDS, caption_batches, make_data
 
@@ -58,15 +56,25 @@ def main(steps: int = 60, batch_size: int = 32, micro_batch: int | None = None) 
             lr=1e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):
-            teacher_batch = teachers.rows(caption_rows)
-            image_rows = teacher_batch.image_ids
+            rows = teachers.rows(caption_rows)
+            images, texts = pixels[rows.image_ids], tokens[caption_rows]
             if micro_batch is None:
-                v, uni_v = image_encoder(pixels[image_rows])
-                t, uni_t = text_encoder(tokens[caption_rows])
+                encoded_images = image_encoder(images)
+                encoded_texts = text_encoder(texts)
             else:  # the same loss and gradients; activations of micro_batch pairs at a time
-                v, uni_v = encode_in_micro_batches(image_encoder, pixels[image_rows], micro_batch)
-                t, uni_t = encode_in_micro_batches(text_encoder, tokens[caption_rows], micro_batch)
-            terms = loss_fn(v, t, uni_v, uni_t, teacher_batch.image, teacher_batch.text, image_rows)
+                encoded_images = encode_in_micro_batches(image_encoder, images, micro_batch)
+                encoded_texts = encode_in_micro_batches(text_encoder, texts, micro_batch)
+            image_features, uni_image_features = encoded_images
+            text_features, uni_text_features = encoded_texts
+            terms = loss_fn(
+                image_features,
+                text_features,
+                uni_image_features,
+                uni_text_features,
+                rows.image,
+                rows.text,
+                rows.image_ids,
+            )
             optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()

@@ -17,7 +17,7 @@ import hf_trainer
 import sentence_transformers_trainer
 import torch
 
-from cusa.data.store.reader import EmbeddingStore
+from cusa import EmbeddingStore
 
 from made_up import make_clip, make_data
 

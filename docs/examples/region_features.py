@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cusa.train.loss.cusa_loss import CUSALoss
-from cusa.train.teacher_rows import Teachers
+from cusa import CUSALoss, Teachers
 
 from made_up import N_WORDS, MadeUp, caption_batches, make_data
 

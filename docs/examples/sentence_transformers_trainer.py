@@ -17,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.modules import Transformer
 
-from cusa.data.store.reader import EmbeddingStore
+from cusa import EmbeddingStore
 from cusa.hosts.sentence_transformers import (
     SoftLabelTrainer,
     StoredSoftLabelLoss,

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cusa.train.loss.config import LossConfig
-from cusa.train.loss.cusa_loss import CUSALoss
+from cusa import CUSALoss, LossConfig, Teachers
 
 from made_up import N_WORDS, caption_batches, make_data
 
@@ -69,8 +68,7 @@ def main(steps: int = 60, batch_size: int = 32) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         store, pixels, tokens = make_data(Path(folder))
 
-        split = store.split("train")
-        vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
+        teachers = Teachers(store, "train")
         host = CrossAttentionHost()
         # The paper's weights for SAF; SGR has 0.60 and 0.75.
         loss_fn = CUSALoss(LossConfig(alpha=1.0, beta=0.75))
@@ -79,12 +77,15 @@ def main(steps: int = 60, batch_size: int = 32) -> list[float]:
             lr=3e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):
-            image_rows = split.caption_image[caption_rows]
-            similarity, uni_v, uni_t = host(pixels[image_rows], tokens[caption_rows])
-            teacher_v = vision.gather(image_rows)
-            teacher_t = words.gather(caption_rows)
-            ids = torch.from_numpy(image_rows)
-            terms = loss_fn.on_similarities(similarity, uni_v, uni_t, teacher_v, teacher_t, ids)
+            rows = teachers.rows(caption_rows)
+            similarity, *uni_features = host(pixels[rows.image_ids], tokens[caption_rows])
+            terms = loss_fn.on_similarities(
+                similarity,
+                *uni_features,
+                rows.image,
+                rows.text,
+                rows.image_ids,
+            )
             optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from transformers import SiglipConfig, SiglipModel
 
-from cusa.train.loss.config import LossConfig
-from cusa.train.loss.cusa_loss import CUSALoss
+from cusa import CUSALoss, LossConfig, Teachers
 
 from made_up import N_WORDS, caption_batches, make_data
 
@@ -41,12 +40,10 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
         store, pixels, tokens = make_data(Path(folder))
         siglip = tiny_siglip()
 
-        split = store.split("train")
-        vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
+        teachers = Teachers(store, "train")
         dim = siglip.config.vision_config.hidden_size
-        uni_image, uni_text = (
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for _ in range(2)
-        )
+        uni_image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
+        uni_text = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
         # The sigmoid loss sums over candidates and averages over queries: of the scale of InfoNCE,
         # not of InfoNCE / B.
         weights = LossConfig().effective_weights(batch_size)
@@ -58,17 +55,21 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
             lr=1e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):
-            image_rows = split.caption_image[caption_rows]
-            pairs = {"input_ids": tokens[caption_rows], "pixel_values": pixels[image_rows]}
-            out = siglip(**pairs, return_loss=True)
-            v, t = out.image_embeds, out.text_embeds
-            teacher_v = vision.gather(image_rows)
-            teacher_t = words.gather(caption_rows)
-            terms = soft_labels(v, t, uni_image(v), uni_text(t), teacher_v, teacher_t)
+            rows = teachers.rows(caption_rows)
+            pairs = {"input_ids": tokens[caption_rows], "pixel_values": pixels[rows.image_ids]}
+            outputs = siglip(**pairs, return_loss=True)
+            terms = soft_labels(
+                outputs.image_embeds,
+                outputs.text_embeds,
+                uni_image(outputs.image_embeds),
+                uni_text(outputs.text_embeds),
+                rows.image,
+                rows.text,
+            )
             optimizer.zero_grad()
-            (out.loss + terms.total).backward()
+            (outputs.loss + terms.total).backward()
             optimizer.step()
-            history.append((out.loss.item(), terms.total.item()))
+            history.append((outputs.loss.item(), terms.total.item()))
     return history
 
 

@@ -1,5 +1,6 @@
 """Every example under docs/examples runs, learns, and does what docs/hosts.md says of it."""
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -52,6 +53,15 @@ def test_every_example_is_named_in_the_page_on_hosts():
     assert len(names) == 14
     for name in names:
         assert f"examples/{name}" in page, name
+
+
+def test_examples_import_public_names():
+    """From cusa itself and from cusa.hosts; made_up, which needs more, is none for a user."""
+    for path in set(EXAMPLES.glob("*.py")) - {EXAMPLES / "made_up.py"}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "cusa":
+                is_public = node.module == "cusa" or node.module.startswith("cusa.hosts.")
+                assert is_public, f"{path.name} imports {node.module}"
 
 
 def test_what_the_page_quotes_is_in_the_examples():

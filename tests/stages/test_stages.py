@@ -231,6 +231,13 @@ def test_what_is_no_data(tmp_path, data):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("data", [None, 5, [5], [], b"a.tar", "a\0.tar", "pairs.csv"])
+def test_what_is_no_set_of_tars(tmp_path, data):
+    with pytest.raises(DataError):
+        cusa.precompute_tars(data, out=tmp_path / "set")
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_faults_of_the_data_are_told(tmp_path, teachers):
     rows = [{"image": name, "caption": "!"} for name in make_images(tmp_path, 3)]
     out = tmp_path / "store.h5"

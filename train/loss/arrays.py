@@ -54,16 +54,19 @@ def as_ids(
     """Convert ids to an int64 tensor; a tensor is returned as it is.
 
     Args:
-        ids: A tensor, or an array of integers.
+        ids: A tensor or an array of integers.
         device: Where to put an array.
         name: What error messages call the ids.
         shape: The shape that an array must have.
 
     Raises:
-        EmbeddingsError: If an array does not hold integers or has another shape; ``name`` is as
+        EmbeddingsError: If these are no integers, or an array has another shape; ``name`` is as
             given.
     """
     if isinstance(ids, Tensor):
+        # Rounded to half precision, ids of different images would be equal.
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise EmbeddingsError(f"{name} must be integers, got {ids.dtype}", name=name)
         return ids
     _check_shape(ids, name, shape)
     if ids.dtype.kind not in "iu":

@@ -207,16 +207,18 @@ class CUSALoss(LossTemperatures):
             image_ids: As in :meth:`forward`.
 
         Raises:
-            EmbeddingsError: As in :meth:`forward`, or if ``similarity`` is not square.
+            EmbeddingsError: As in :meth:`forward`, or if ``similarity`` is empty or not square.
         """
         require_tensors(
             similarity=similarity,
             uni_image_features=uni_image_features,
             uni_text_features=uni_text_features,
         )
-        if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
+        n_pairs = len(similarity)
+        if n_pairs == 0 or similarity.shape != (n_pairs, n_pairs):
             raise EmbeddingsError(
-                f"similarity must be [B, B], got {list(similarity.shape)}", name="similarity"
+                f"similarity must be [B, B] of at least one pair, got {list(similarity.shape)}",
+                name="similarity",
             )
         batch, fault = take_batch(
             cross=(similarity, similarity.T),

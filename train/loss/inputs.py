@@ -27,8 +27,8 @@ def require_tensors(**features: object) -> None:
     """Refuse a student's features that are not tensors: the loss could not train anything.
 
     Raises:
-        EmbeddingsError: If one is neither ``None`` nor a tensor with rows; ``name`` is the
-            argument.
+        EmbeddingsError: If one is neither ``None`` nor a floating-point tensor with rows; ``name``
+            is the argument.
     """
     for name, value in features.items():
         if value is None:
@@ -37,6 +37,10 @@ def require_tensors(**features: object) -> None:
             raise EmbeddingsError(f"{name} must be a tensor, got {type(value).__name__}", name=name)
         if value.ndim == 0:
             raise EmbeddingsError(f"{name} must be a matrix, got a scalar", name=name)
+        if not value.is_floating_point():
+            raise EmbeddingsError(
+                f"{name} must be of a floating-point type, got {value.dtype}", name=name
+            )
 
 
 def take_batch(

@@ -152,6 +152,8 @@ REFUSED = {
     "teacher_text of another length": ("teacher_text", np.ones((N + 1, 4))),
     "teacher_text a vector": ("teacher_text", np.ones(N)),
     "ids of floats": ("image_ids", np.ones(N)),
+    "ids as a tensor of floats": ("image_ids", torch.ones(N, dtype=torch.float16)),
+    "ids as a tensor of bool": ("image_ids", torch.ones(N, dtype=torch.bool)),
     "ids of texts": ("image_ids", np.full(N, "a")),
     "too many ids": ("image_ids", np.arange(N + 1)),
     "NaN": ("teacher_image", np.full((N, 4), np.nan)),
@@ -170,13 +172,15 @@ def test_other_arrays_are_refused(name, array):
 
 def test_a_students_features_are_tensors_and_teachers_rows_are_floats():
     features, teachers = _features(), _teachers()
-    arrays = [tensor.detach().numpy() for tensor in features]
+    wrong_features = [tensor.detach().numpy() for tensor in features]
+    wrong_features += [tensor.detach().long() for tensor in features]
     names = ("image_features", "text_features", "uni_image_features", "uni_text_features")
-    for position, name in enumerate(names):
-        given = [*features[:position], arrays[position], *features[position + 1 :]]
+    for number, wrong in enumerate(wrong_features):
+        position = number % len(names)
+        given = [*features[:position], wrong, *features[position + 1 :]]
         with pytest.raises(EmbeddingsError) as error:
             CUSALoss()(*given, *teachers)
-        assert error.value.name == name
+        assert error.value.name == names[position]
     with pytest.raises(EmbeddingsError) as error:
         CUSALoss().on_similarities(np.eye(N), *features[2:], *teachers)
     assert error.value.name == "similarity"

@@ -416,9 +416,9 @@ def test_the_form_on_similarities_equals_the_form_on_embeddings():
     terms.total.backward()
     assert similarity.grad is not None
     assert rows[4].grad is None  # the teacher's
-    for not_square in (similarity[:, :-1], similarity[:-1], similarity[0]):
+    for wrong in (similarity[:, :-1], similarity[:-1], similarity[0], similarity[:0, :0]):
         with pytest.raises(EmbeddingsError) as error:
-            loss.on_similarities(not_square, *rows[2:], ids)
+            loss.on_similarities(wrong, *rows[2:], ids)
         assert error.value.name == "similarity"
     rows[5][3] = 0
     with pytest.raises(EmbeddingsError) as error:

@@ -227,3 +227,14 @@ def test_settings_name_trackers(tmp_path):
 def test_the_setting_of_earlier_runs_is_read():
     for value, expected in ((True, ("tensorboard",)), (False, ())):
         assert build_config({"train": {"tensorboard": value}}).train.report_to == expected
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_trackers_that_are_named_replace_the_setting_of_earlier_runs(value):
+    for names in (["tensorboard"], ["wandb"], []):
+        settings = {"train": {"tensorboard": value, "report_to": names}}
+        assert build_config(settings).train.report_to == tuple(names)
+    for illegal in (None, 5, "wandb"):
+        with pytest.raises(SettingError) as refused:
+            build_config({"train": {"tensorboard": value, "report_to": illegal}})
+        assert refused.value.name == "train.report_to"
