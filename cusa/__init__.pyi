@@ -10,7 +10,7 @@ from .data.store.joined import join as join
 from .data.store.mapped_split import Split as Split
 from .data.store.reader import EmbeddingStore as EmbeddingStore
 from .data.tars.tar_set import TarSet as TarSet
-from .data.tars.tar_set import with_teachers as with_teachers
+from .data.tars.webdataset_stage import with_teachers as with_teachers
 from .eval.evaluate import Evaluation as Evaluation
 from .eval.evaluators.retrieval.measure import cross_modal_recalls as cross_modal_recalls
 from .eval.evaluators.retrieval.measure import uni_modal_recalls as uni_modal_recalls

@@ -24,7 +24,8 @@ class ImageSource(Protocol):
         """Read the bytes of an image file.
 
         Raises:
-            ImageError: If there is no such file, or it cannot be read.
+            ImageError: If there is no such file, or it cannot be read; the run may leave it out.
+            CusaError: If the run has to stop.
         """
         ...
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, ImageError
 from cusa.data.images import max_pixels
 from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES
@@ -144,7 +144,7 @@ class ImageReader(TorchDataset[TeacherBatch]):
             try:
                 content = self._images.read(split, row)
                 image = read_image(self._images.path(split, row), content, self._teacher)
-            except CusaError as error:
+            except ImageError as error:
                 errors.append((row, str(error)))
             else:
                 images.append(image)

@@ -22,6 +22,7 @@ from cusa.train.settings import shortened
 
 if TYPE_CHECKING:
     from cusa.data.tars.manifest import Manifest
+    from cusa.precompute.processes import RunProcesses
     from cusa.precompute.tars.run import TarPolicy
     from cusa.precompute.teachers import TeacherRequest
 
@@ -78,8 +79,8 @@ def precompute_tars(
     chosen_tars = tars_in_range(tars, given.get("tars"))
     policy = _policy(given)
     folder = _set_folder(tars, given)
-    requests = _all_requests(parse_teachers(given), folder)
     processes = connect()
+    requests = _all_requests(parse_teachers(given), folder, chosen_tars, processes)
     run_options = teacher_run_options(folder / MANIFEST, given, processes)
     with recorded(progress, processes.leads) as record, stop_signals() as check_stop:
         record.unit = "tars"
@@ -133,12 +134,41 @@ def _set_folder(tars: Sequence[Path], given: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _all_requests(requests: list[TeacherRequest], folder: Path) -> list[TeacherRequest]:
-    """Add a default teacher for each modality that has none, here or in the set."""
-    from cusa.data.tars.manifest_building import stored_modalities
-    from cusa.precompute.teachers import complete
+def _all_requests(
+    requests: list[TeacherRequest],
+    folder: Path,
+    tars: Sequence[Path],
+    processes: RunProcesses,
+) -> list[TeacherRequest]:
+    """Add a default teacher for each modality that has none, here or in the set.
 
-    all_requests = complete(requests, stored_modalities(folder))
-    for default_request in all_requests[len(requests) :]:
-        default_request.require_hub()
+    A default teacher that has rows of some tars, but not of all, is one of a run that goes on.
+
+    Raises:
+        SettingError: If a teacher has the name of the folder of the pairs.
+    """
+    from cusa.data.tars.manifest_building import stored_modalities
+    from cusa.data.tars.pair_files import PAIRS_FOLDER
+    from cusa.data.tars.pairs import name_of_tar
+    from cusa.precompute.processes import announced_failure
+    from cusa.precompute.teachers import DEFAULTS, complete
+
+    if any(request.name == PAIRS_FOLDER for request in requests):
+        message = f"teacher {PAIRS_FOLDER!r}: this is a folder of the set; pass another NAME=PATH"
+        raise SettingError(message, name=PAIRS_FOLDER)
+
+    def modalities_with_teacher() -> list[str]:
+        modalities: list[str] = []
+        for teacher, modality in stored_modalities(folder).items():
+            paths = [folder / teacher / f"{name_of_tar(tar)}.h5" for tar in tars]
+            if teacher != DEFAULTS[modality] or all(map(Path.exists, paths)):
+                modalities.append(modality)
+        return modalities
+
+    with announced_failure(processes):
+        # The leading process may have made rows before another one looks.
+        modalities = processes.agree("modalities", modalities_with_teacher, lambda: None)
+        all_requests = complete(requests, modalities)
+        for default_request in all_requests[len(requests) :]:
+            default_request.require_hub()
     return all_requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from cusa.data.errors import StoreError
 from cusa.data.store.checksum import ChecksumError, open_sealed, read_seal, seal_holds, write_sealed
 from cusa.data.store.hdf5 import child_group, child_groups, read_array, refuse, text_attribute
 from cusa.data.store.index_checks import check_lengths
-from cusa.data.store.schema import TeacherSettings
+from cusa.data.store.schema import TeacherSettings, file_name
 from cusa.data.store.split_table import Texts
 
 MANIFEST = "set.h5"
@@ -132,9 +133,24 @@ def read_manifest(folder: Path) -> Manifest:
             pair_seals=_read_seals(content, path),
             teachers=teachers,
         )
+    _check_names(manifest, path)
     columns = [names, manifest.is_complete, manifest.pair_seals, *counts.values()]
     check_lengths(map(len, columns), path, "names")
     return manifest
+
+
+def _check_names(
+    manifest: Manifest,
+    path: Path,
+) -> None:
+    """Refuse names that are not those of files in the folder of a set."""
+    names = manifest.names
+    in_order = all(map(operator.lt, names, names[1:]))
+    if not in_order or any("/" in name for name in names):
+        refuse(path, "names", "they are not names of files in alphabetical order")
+    for teacher_name in manifest.teachers:
+        if teacher_name != file_name(teacher_name) or teacher_name.startswith("."):
+            refuse(path, f"teachers/{teacher_name}", "it is not a teacher's name")
 
 
 def _read_teacher(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -88,13 +88,19 @@ def list_teachers(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def stored_modalities(folder: Path) -> list[str]:
-    """Return the modality of each teacher that has rows in the folder of a set."""
-    modalities: list[str] = []
+def first_file(folder: Path) -> Path | None:
+    """Return the file of the first tar in a teacher's folder, or in that of the pairs."""
+    return min(folder.glob("[!.]*.h5"), default=None)
+
+
+def stored_modalities(folder: Path) -> dict[str, str]:
+    """Return the modality of each teacher that has rows in the folder of a set, by its name."""
+    modalities: dict[str, str] = {}
     for teacher_name in list_teachers(folder):
-        first_file = min((folder / teacher_name).glob("[!.]*.h5"))
-        header, _ = read_shard(folder, f"{teacher_name}/{first_file.name}")
-        modalities.append(header.settings.modality)
+        shard_path = first_file(folder / teacher_name)
+        if shard_path is not None:
+            header, _ = read_shard(folder, f"{teacher_name}/{shard_path.name}")
+            modalities[teacher_name] = header.settings.modality
     return modalities
 
 
@@ -131,8 +137,15 @@ def _read_entry(
     for teacher_name in teacher_names:
         shard_file = f"{teacher_name}/{name}.h5"
         header, info = read_shard(folder, shard_file)
-        fits = header.fingerprint == pairs.fingerprint and header.split == name
-        if not fits or info.stop != n_rows[header.settings.modality]:
+        expected_header = replace(
+            header,
+            teacher=teacher_name,
+            split=name,
+            fingerprint=pairs.fingerprint,
+            start=0,
+            stop=n_rows[header.settings.modality],
+        )
+        if header != expected_header:
             raise StoreError(
                 f"{folder / shard_file} does not hold the rows of {pairs.tar}'s pairs; move it "
                 "away and run the cusa-precompute command again",

@@ -167,8 +167,12 @@ def _check(
     n_images = len(pairs.keys)
     columns = (pairs.images, pairs.image_offsets, pairs.image_sizes)
     check_lengths([n_images, *map(len, columns)], pairs_file, "keys")
+    if len(set(pairs.keys)) < n_images:
+        refuse(pairs_file, "keys", "there is a key twice")
     check_lengths([len(pairs.captions), len(pairs.caption_image)], pairs_file, "captions")
     check_caption_image(pairs.caption_image, n_images, pairs_file, "caption_image")
+    if not 0 <= pairs.tar_bytes <= np.iinfo(np.int64).max:
+        refuse(pairs_file, "@tar_bytes", "it is not the length of a file")
     n_bytes_after = pairs.tar_bytes - pairs.image_offsets
     is_outside = (pairs.image_offsets < 0) | (n_bytes_after < 0)
     is_outside |= (pairs.image_sizes < 0) | (pairs.image_sizes > n_bytes_after)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from io import BufferedReader
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,20 @@ import numpy as np
 from cusa.data.errors import CusaError, SettingError
 from cusa.data.parsing import parse_json
 from cusa.data.records import Record
-from cusa.data.tars.samples import TarError, TarMember, TarSample, read_samples
+from cusa.data.tars.samples import (
+    FileState,
+    TarError,
+    TarMember,
+    TarSample,
+    read_samples,
+    state_of_file,
+)
 
 # In the order of preference, as a sample may have several.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "tif", "ppm", "jxl", "avif")
 TEXT_CAPTIONS = "txt"
+# A longer file is not a caption, and would fill the memory.
+_MAX_CAPTION_BYTES = 1 << 24
 _JSON_PREFIX = "json:"
 
 
@@ -30,7 +40,7 @@ class TarPairs:
     Attributes:
         name: The tar's name without ``.tar``.
         path: The tar.
-        n_bytes: Its length.
+        state: Its length in bytes and time of modification, as :func:`state_of_file` returns them.
         sha256: sha256 (hex) of all of its bytes.
         caption_rule: Where captions are, as in :func:`caption_reader`.
         is_complete: Whether the tar is whole, so that no sample is missing.
@@ -42,7 +52,7 @@ class TarPairs:
 
     name: str
     path: Path
-    n_bytes: int
+    state: FileState
     sha256: str
     caption_rule: str
     is_complete: bool
@@ -50,6 +60,28 @@ class TarPairs:
     image_offsets: np.ndarray
     image_sizes: np.ndarray
     left_out: tuple[tuple[str, str], ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Return the tar's length."""
+        return self.state[0]
+
+    def require_unchanged(
+        self,
+        state: FileState,
+    ) -> None:
+        """Refuse the tar if it is in another state than when its pairs were read.
+
+        Raises:
+            TarError: If it is.
+        """
+        if state != self.state:
+            raise TarError(
+                f"tar {self.path} was changed while it was read; run the same command again when "
+                "it is complete",
+                path=self.path,
+                name=self.name,
+            )
 
 
 def read_pairs_of_tar(
@@ -73,29 +105,27 @@ def read_pairs_of_tar(
     if contents.damage is not None and not may_be_damaged:
         raise contents.damage
 
-    collected = _Pairs(name_of_tar(tar_path))
-    for sample_key, damage in contents.unusable.items():
-        collected.left_out.append((sample_key, str(damage)))
+    collected = _Pairs(name_of_tar(tar_path), left_out=list(contents.unusable.items()))
     with tar_path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        read_member = _member_reader(file, tar_path)
+        read_member = _member_reader(file)
         for sample in contents.samples:
-            try:
-                collected.add(sample, read_captions(sample, read_member))
-            except CusaError as error:
-                collected.left_out.append((sample.key, str(error)))
-    return TarPairs(
+            collected.add_or_leave_out(sample, partial(read_captions, sample, read_member))
+        state = state_of_file(file.fileno())
+    pairs = TarPairs(
         name=collected.tar,
         path=tar_path,
-        n_bytes=tar_path.stat().st_size,
+        state=state,
         sha256=sha256,
         caption_rule=caption_rule,
         is_complete=contents.damage is None,
         records=tuple(collected.records),
-        image_offsets=np.fromiter(map(attrgetter("offset"), collected.images), np.int64),
-        image_sizes=np.fromiter(map(attrgetter("size"), collected.images), np.int64),
+        image_offsets=collected.image_column("offset"),
+        image_sizes=collected.image_column("size"),
         left_out=tuple(collected.left_out),
     )
+    pairs.require_unchanged(contents.state)
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -107,17 +137,27 @@ class _Pairs:
     images: list[TarMember] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(
+    def add_or_leave_out(
         self,
         sample: TarSample,
+        read_captions: Callable[[], Sequence[str]],
+    ) -> None:
+        """Add the image of a sample with its captions, or note why it is no pair."""
+        try:
+            self._add(sample, _image_of(sample), read_captions())
+        except CusaError as error:
+            self.left_out.append((sample.key, str(error)))
+
+    def image_column(self, attribute: str) -> np.ndarray:
+        """Return an attribute of all images: int64 ``[n_images]``."""
+        return np.fromiter(map(attrgetter(attribute), self.images), np.int64)
+
+    def _add(
+        self,
+        sample: TarSample,
+        image: TarMember,
         captions: Sequence[str],
     ) -> None:
-        """Add the image of a sample, with its captions.
-
-        Raises:
-            TarError: If the sample has no image.
-        """
-        image = _image_of(sample)
         image_id = f"{self.tar}/{sample.key}"
         self.images.append(image)
         self.records.append(
@@ -205,6 +245,8 @@ def _with_words(captions: Sequence[str], sample_key: str) -> list[str]:
     with_words = list(filter(None, map(str.strip, captions)))
     if not with_words:
         raise TarError(f"the caption of sample {sample_key!r} is blank", name=sample_key)
+    if any("\0" in caption for caption in with_words):
+        raise TarError(f"the caption of sample {sample_key!r} holds a NUL", name=sample_key)
     return with_words
 
 
@@ -213,27 +255,21 @@ def _decoded(
     sample_key: str,
 ) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         message = f"the caption of sample {sample_key!r} is not UTF-8"
         raise TarError(message, name=sample_key) from None
-    if "\0" in text:
-        raise TarError(f"the caption of sample {sample_key!r} holds a NUL", name=sample_key)
-    return text
 
 
-def _member_reader(
-    file: Any,
-    tar_path: Path,
-) -> ReadMember:
+def _member_reader(file: BufferedReader) -> ReadMember:
     """Return a function that reads a member of an open tar."""
 
     def read(member: TarMember) -> bytes:
+        if member.size > _MAX_CAPTION_BYTES:
+            message = f"{member.name!r} has {member.size:,} bytes, which is too long for a caption"
+            raise TarError(message, name=member.name)
         file.seek(member.offset)
-        content: bytes = file.read(member.size)
-        if len(content) < member.size:
-            message = f"tar {tar_path} has become shorter; make it anew"
-            raise TarError(message, path=tar_path, name=member.name)
-        return content
+        # A tar that has become shorter meanwhile is refused afterwards.
+        return file.read(member.size)
 
     return read

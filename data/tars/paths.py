@@ -10,7 +10,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from cusa.data.errors import DataError
-from cusa.data.tars.pairs import name_of_tar
+from cusa.data.tars.pairs import IMAGE_EXTENSIONS, name_of_tar
 
 _SUFFIX = ".tar"
 
@@ -21,9 +21,22 @@ def are_tars(datasets: Sequence[str]) -> bool:
 
 
 def _is_tar(dataset: str) -> bool:
-    if dataset.endswith((_SUFFIX, f"{_SUFFIX}}}")):
-        return True
-    return os.path.isdir(dataset) and any(Path(dataset).glob(f"*{_SUFFIX}"))
+    if os.path.isdir(dataset):
+        return _is_folder_of_tars(Path(dataset))
+    return dataset.endswith((_SUFFIX, f"{_SUFFIX}}}"))
+
+
+def _is_folder_of_tars(folder: Path) -> bool:
+    """Return whether a folder has tars and no other data, such as pictures or folders of them.
+
+    img2dataset writes a ``.parquet`` and a ``.json`` beside each tar, and a folder ``_tmp``.
+    """
+    has_tars = False
+    for path in folder.glob("[!._]*"):
+        has_tars |= path.suffix == _SUFFIX
+        if path.is_dir() or path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
+            return False
+    return has_tars
 
 
 def expand_tars(datasets: Sequence[str]) -> list[Path]:
@@ -48,12 +61,25 @@ def expand_tars(datasets: Sequence[str]) -> list[Path]:
                     path=path,
                     name=name,
                 )
+    for name, path in paths.items():
+        if name.startswith(".") or not name.isprintable():
+            raise DataError(
+                f"{str(path)!a} cannot name the files of a set, as its name begins with a dot or "
+                "has characters that are not printable; rename it",
+                path=path,
+                name=name,
+            )
+    if not paths:
+        raise DataError("no tars are given; pass their paths, or a folder of tars", name="dataset")
     return [paths[name] for name in sorted(paths)]
 
 
 def _expand(dataset: str) -> list[Path]:
     if os.path.isdir(dataset):
-        return list(Path(dataset).glob(f"*{_SUFFIX}"))
+        paths = list(Path(dataset).glob(f"[!.]*{_SUFFIX}"))
+        if not paths:
+            raise DataError(f"folder {dataset} has no tars; check the path", name=dataset)
+        return paths
     try:
         patterns = list(braceexpand(dataset))
     except ValueError:  # its UnbalancedBracesError
@@ -61,9 +87,9 @@ def _expand(dataset: str) -> list[Path]:
             f"--dataset {dataset}: its braces do not match; write 'set/{{00000..01242}}.tar'",
             name=dataset,
         ) from None
-    paths: list[Path] = []
+    paths = []
     for pattern in patterns:
-        if glob.has_magic(pattern):
+        if glob.has_magic(pattern) and not os.path.exists(pattern):
             paths.extend(map(Path, glob.glob(pattern)))
         else:
             paths.append(Path(pattern))
@@ -105,11 +131,26 @@ def _slurm_size() -> int:
 
 
 def _slurm_share(n_tars: int) -> slice:
+    """Return the tars of this job of an array.
+
+    Raises:
+        DataError: If the array's numbers have gaps, as then no job would make the tars of those.
+    """
     size = _slurm_size()
-    # The numbers of an array need not begin at 0.
-    number = _whole_number("SLURM_ARRAY_TASK_ID", 0) - _whole_number("SLURM_ARRAY_TASK_MIN", 0)
     if size == 1:
         return slice(0, n_tars)
+    # The numbers of an array need not begin at 0, or be consecutive.
+    first = _whole_number("SLURM_ARRAY_TASK_MIN", 0)
+    step = _whole_number("SLURM_ARRAY_TASK_STEP", 1) or 1
+    expected_last = first + (size - 1) * step
+    last = _whole_number("SLURM_ARRAY_TASK_MAX", expected_last)
+    number, remainder = divmod(_whole_number("SLURM_ARRAY_TASK_ID", 0) - first, step)
+    if remainder or not 0 <= number < size or last != expected_last:
+        raise DataError(
+            f"the {size} jobs of this Slurm array have numbers from {first} to {last} with gaps, "
+            "so that their shares of the tars are unknown; pass --tars A:B to each",
+            name="SLURM_ARRAY_TASK_ID",
+        )
     return slice(n_tars * number // size, n_tars * (number + 1) // size)
 
 

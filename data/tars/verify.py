@@ -7,22 +7,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cusa.data.store.checksum import SHARD_FORMAT
+from cusa.data.errors import StoreError
+from cusa.data.store.checksum import SHARD_FORMAT, VersionError
 from cusa.data.store.schema import file_name
 from cusa.data.store.verify import Damage, file_problem
-from cusa.data.tars.manifest import MANIFEST, SET_FORMAT, Manifest, read_manifest
-from cusa.data.tars.pair_files import PAIRS_FORMAT, pairs_path
+from cusa.data.tars.manifest import MANIFEST, Manifest, read_manifest
+from cusa.data.tars.manifest_building import list_teachers
+from cusa.data.tars.pair_files import PAIRS_FOLDER, PAIRS_FORMAT, pairs_path
 
 _THREADS = 4
 
 
 @dataclass(frozen=True)
 class _SealedFile:
-    """A file of a set, its format, and the seal that it must carry."""
+    """A file of a set, its format, and the seal that it must carry, if a manifest says so."""
 
     path: Path
     file_format: str
-    seal: str
+    seal: str | None = None
 
 
 def verify_set(folder: Path) -> tuple[int, list[Damage]]:
@@ -32,28 +34,40 @@ def verify_set(folder: Path) -> tuple[int, list[Damage]]:
         folder: The folder of the set.
 
     Returns:
-        The number of files read, and the damages.
+        The number of files read, and the damages. If the manifest itself is damaged or missing,
+        every file in the folder is checked on its own.
 
     Raises:
-        StoreError: If there is no manifest.
+        StoreError: If the folder is not that of a set, or the manifest has another major version.
     """
-    manifest_path = folder / MANIFEST
-    problem = file_problem(manifest_path, SET_FORMAT)
-    if manifest_path.is_file() and problem is not None:
-        return 1, [Damage(manifest_path, f"the manifest: {problem}")]
-    manifest = read_manifest(folder)
     damages: list[Damage] = []
-    n_files = 1
+    try:
+        sealed_files = list(_named_files(folder, read_manifest(folder)))
+    except VersionError:
+        raise
+    except StoreError as error:
+        sealed_files = list(_listed_files(folder))
+        if not sealed_files:
+            raise
+        damages.append(Damage(folder / MANIFEST, f"the manifest: {error}"))
     with ThreadPoolExecutor(_THREADS) as threads:
-        problems = threads.map(_problem, _sealed_files(folder, manifest))
-        for sealed_file, problem in zip(_sealed_files(folder, manifest), problems, strict=True):
-            n_files += 1
+        problems = threads.map(_problem, sealed_files)
+        for sealed_file, problem in zip(sealed_files, problems, strict=True):
             if problem is not None:
                 damages.append(Damage(sealed_file.path, problem))
-    return n_files, damages
+    return 1 + len(sealed_files), damages
 
 
-def _sealed_files(
+def _listed_files(folder: Path) -> Iterator[_SealedFile]:
+    """Yield the files in the folder of a set, which no manifest names."""
+    for path in sorted((folder / PAIRS_FOLDER).glob("[!.]*.h5")):
+        yield _SealedFile(path, PAIRS_FORMAT)
+    for teacher_name in list_teachers(folder):
+        for path in sorted((folder / teacher_name).glob("[!.]*.h5")):
+            yield _SealedFile(path, SHARD_FORMAT)
+
+
+def _named_files(
     folder: Path,
     manifest: Manifest,
 ) -> Iterator[_SealedFile]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from cusa.data.errors import ImageError, first_line
+import numpy as np
+
+from cusa.data.store.shards import DIGEST_BYTES
 from cusa.data.tars.pairs import TarPairs
+from cusa.data.tars.samples import TarError, state_of_file
 
 
 class TarImages:
@@ -41,20 +45,27 @@ class TarImages:
         """Read the bytes of an image.
 
         Raises:
-            ImageError: If the tar cannot be read, or has become shorter.
+            TarError: If the tar cannot be read, or was changed since its pairs were read.
         """
         tar_pairs = self._pairs_of_tar[split]
-        n_bytes = int(tar_pairs.image_sizes[row])
         try:
             with tar_pairs.path.open("rb") as file:
+                tar_pairs.require_unchanged(state_of_file(file.fileno()))
                 file.seek(int(tar_pairs.image_offsets[row]))
-                content = file.read(n_bytes)
+                return file.read(int(tar_pairs.image_sizes[row]))
         except OSError as error:
-            content = b""
-            reason = first_line(error)
-        else:
-            reason = "the tar has become shorter"
-        if len(content) < n_bytes:
-            path = self.path(split, row)
-            raise ImageError(f"image {path} cannot be read ({reason})", path=path)
-        return content
+            message = f"tar {tar_pairs.path} cannot be read ({error.strerror}); check the disk"
+            raise TarError(message, path=tar_pairs.path, name=tar_pairs.name) from None
+
+    def digests(
+        self,
+        split: str,
+    ) -> np.ndarray:
+        """Compute the sha256 of each image of a tar: uint8 ``[n_images, 32]``.
+
+        Raises:
+            TarError: As :meth:`read` raises it.
+        """
+        n_images = len(self._pairs_of_tar[split].records)
+        digests = [hashlib.sha256(self.read(split, row)).digest() for row in range(n_images)]
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)

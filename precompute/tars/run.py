@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cusa.data.errors import StoreError
 from cusa.data.files import sweep_dead
 from cusa.data.records import Dataset
-from cusa.data.store.schema import TeacherSettings, file_name
-from cusa.data.store.shards import read_shard
+from cusa.data.store.schema import file_name
 from cusa.data.tars.manifest import Manifest, write_manifest
 from cusa.data.tars.manifest_building import build_manifest
-from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path, read_pairs, write_pairs
+from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path, write_pairs
 from cusa.data.tars.pairs import TarPairs, name_of_tar, read_pairs_of_tar
 from cusa.data.tars.samples import TarError
 from cusa.precompute.pipeline import encode_shards
 from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
 from cusa.precompute.shard_plan import finished_shards
+from cusa.precompute.tars import stored
 from cusa.precompute.tars.block import TarBlock, TarTask
 from cusa.precompute.teacher_loading import LoadedTeacher, TeacherLoader
 from cusa.precompute.teachers import TeacherRequest
@@ -126,34 +125,19 @@ class TarRun:
             self._check_stop,
         )
         for request in self._requests:
-            stored_settings = self._stored_settings(request.name)
+            stored_settings = stored.settings_of_teacher(self._folder, request.name)
             loaded = loader.load(request, stored_settings)
+            if stored_settings is not None:
+                stored.require_settings(self._folder, request.name, loaded, stored_settings)
             self._teachers[request.name] = loaded
-            if stored_settings is None:
-                continue
-            differences = loaded.settings.differences(stored_settings)
-            if differences:
-                raise StoreError(
-                    f"{self._folder} has rows of teacher {request.name!r} that were made with "
-                    f"other settings: {'; '.join(differences)}; pass another --out",
-                    path=self._folder,
-                    name=request.name,
-                )
-
-    def _stored_settings(
-        self,
-        teacher_name: str,
-    ) -> TeacherSettings | None:
-        """Return the settings of a teacher's first finished tar."""
-        for tar_path in self._tars:
-            shard_file = self._shard_file(teacher_name, tar_path)
-            if (self._folder / shard_file).exists():
-                header, _ = read_shard(self._folder, shard_file)
-                return header.settings
-        return None
 
     def _find_pending(self) -> list[int]:
-        """Return the numbers of the tars that are not finished; only the leading process looks."""
+        """Return the numbers of the tars that are not finished; only the leading process looks.
+
+        Raises:
+            StoreError: If captions of finished tars were read by another rule.
+        """
+        stored.require_caption_rule(self._folder, self._policy.caption_rule)
         folders = ["", PAIRS_FOLDER, *map(file_name, self._teachers)]
         sweep_dead([self._folder / folder for folder in folders])
         pending: list[int] = []
@@ -221,27 +205,8 @@ class TarRun:
         if not tar_pairs.is_complete:
             n_pairs = len(tar_pairs.records)
             self._reporter.note(f"{tar_path} is damaged; its {n_pairs:,} whole samples are kept")
-        self._require_unchanged(tar_pairs)
+        stored.require_unchanged_tar(self._folder, tar_pairs)
         return tar_pairs
-
-    def _require_unchanged(
-        self,
-        tar_pairs: TarPairs,
-    ) -> None:
-        """Refuse a tar that is not the one that its stored pairs were read from."""
-        path = pairs_path(self._folder, tar_pairs.name)
-        if not path.exists():
-            return
-        stored = read_pairs(path)
-        compared = (stored.tar_sha256, stored.caption_rule)
-        if compared != (tar_pairs.sha256, tar_pairs.caption_rule):
-            raise TarError(
-                f"{tar_pairs.path} is not the tar that {path} was made from, or its captions were "
-                "read by another rule (--caption); pass another --out, or move the files of "
-                f"{tar_pairs.name} away",
-                path=tar_pairs.path,
-                name=tar_pairs.name,
-            )
 
     def _make(
         self,
@@ -253,8 +218,9 @@ class TarRun:
             settings = loaded.settings
             header_of = block.header_maker(settings)
             tasks = block.tasks(teacher_name, settings.modality)
-            # Rows without pairs are those of a run that was killed between the two.
             finished, _ = finished_shards(tasks, header_of, redo_skipped, {})
+            if settings.modality == "image":
+                finished = stored.without_replaced_tars(finished, block)
             encode_shards(
                 loaded.teacher,
                 settings.normalizer,

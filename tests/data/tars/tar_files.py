@@ -11,6 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cusa.data.records import fingerprint
+from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
+from cusa.data.tars.manifest import write_manifest
+from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.pair_files import write_pairs
+from cusa.data.tars.pairs import read_pairs_of_tar
+from cusa.data.tars.tar_set import TarSet
+from tests.helpers import settings
+
+DIM = 3  # of the rows of a set that is written here
+
 
 def jpeg(seed: int) -> bytes:
     """A small picture of noise."""
@@ -50,3 +61,27 @@ def write_tars(folder: Path, n_tars: int, n_pairs: int) -> list[Path]:
             members += pair(number)
         paths.append(write_tar(folder / f"{tar:05d}.tar", members))
     return paths
+
+
+def write_rows(folder, pairs, teacher, modality, skipped=()):
+    """Write the rows of a teacher for a tar."""
+    n_rows = sum(len(r.captions) if modality == "text" else 1 for r in pairs.records)
+    # The first number of a row is the row, so that a wrong join shows.
+    rows = np.full((n_rows, DIM), 1 + int(pairs.name), np.float32)
+    rows[:, 0] = np.arange(n_rows)
+    rows[list(skipped)] = np.nan
+    own = settings(modality, DIM)
+    header = ShardHeader(teacher, pairs.name, fingerprint(pairs.records), 0, n_rows, own)
+    rows = rows.astype(own.dtype) if skipped else stored_rows(rows, own.dtype)
+    write_shard(folder, f"{teacher}/{pairs.name}.h5", header, rows, list(skipped))
+
+
+def write_set(folder, tars, skipped=(), caption="txt"):
+    """Write the rows of two teachers for tars, the pairs and the manifest."""
+    for tar in tars:
+        pairs = read_pairs_of_tar(tar, caption, False)
+        write_rows(folder, pairs, "eyes", "image", skipped)
+        write_rows(folder, pairs, "words", "text")
+        write_pairs(folder, pairs)
+    write_manifest(folder, build_manifest(folder))
+    return TarSet(folder)

@@ -1,6 +1,7 @@
 """Samples of tars: as webdataset groups them, and what becomes of damaged tars."""
 
 import gzip
+import os
 import random
 
 import pytest
@@ -84,6 +85,61 @@ def test_what_is_no_tar_is_refused(tmp_path, content):
         assert caught.value.path == path
 
 
+def _with_header(path, number, size=None, kind=None, times=1):
+    """Change the size or type of a file in a tar, or repeat its header."""
+    content = path.read_bytes()
+    start = read_samples(path).samples[number].members["jpg"].offset - 512
+    header = bytearray(content[start : start + 512])
+    if size is not None:
+        marker = b"\x80" if size >= 0 else b"\xff"
+        header[124:136] = marker + (size % 256**11).to_bytes(11, "big")
+    if kind is not None:
+        header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(content[:start] + bytes(header) * times + content[start + 512 :])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"size": -1024},
+        {"size": 2**62},
+        {"size": 2**80},
+        {"size": 2**40, "kind": b"L"},
+        {"size": 2**62, "kind": b"x"},
+        {"size": 2**80, "kind": b"L"},
+        {"size": -512, "kind": b"x"},
+        {"size": 2**40, "kind": b"5"},
+        {"kind": b"S"},
+        {"size": 0, "kind": b"L", "times": 2_000},
+    ],
+    ids=str,
+)
+def test_a_header_that_lies_is_damage(tmp_path, header, number):
+    [path] = write_tars(tmp_path, 1, 3)
+    _with_header(path, number, **header)
+    with pytest.raises(TarError) as caught:
+        read_pairs_of_tar(path, "txt", False)
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused(tmp_path, make):
+    make(tmp_path / "0.tar")
+    with pytest.raises(TarError) as caught:
+        read_samples(tmp_path / "0.tar")
+    assert caught.value.path == tmp_path / "0.tar"
+
+
+def test_what_is_kept_of_a_tar_does_not_depend_on_its_place(tmp_path):
+    members = [*pair(1), *pair(2), *pair(1)]
+    places = [write_tar(tmp_path / name / "0.tar", members) for name in ("a", "b")]
+    left_out = [read_pairs_of_tar(place, "txt", True).left_out for place in places]
+    assert left_out[0] == left_out[1]
+
+
 def test_a_missing_tar_is_refused(tmp_path):
     with pytest.raises(TarError):
         read_samples(tmp_path / "0.tar")
@@ -143,6 +199,13 @@ def test_captions_of_json_may_be_several(tmp_path):
     assert key == "k"
 
 
+def test_a_caption_that_is_escaped_in_json_is_checked_as_others_are(tmp_path):
+    nul = [("k.jpg", jpeg(0)), ("k.json", b'{"caption": "a\\u0000b"}')]
+    path = write_tar(tmp_path / "0.tar", [*pair(1), *nul])
+    [(key, _)] = read_pairs_of_tar(path, "json:caption", False).left_out
+    assert key == "k"
+
+
 @pytest.mark.parametrize("rule", ["", "json", "json:", "xml"])
 def test_an_unknown_caption_rule_is_refused(rule):
     with pytest.raises(SettingError) as caught:
@@ -163,12 +226,28 @@ def test_patterns_name_tars(tmp_path):
     assert are_tars([str(paths[0]), f"{tmp_path}/set/{{0..3}}.tar"])
     assert not are_tars([str(tmp_path), str(paths[0])])
     assert not are_tars([])
+    (tmp_path / "set" / "00000.parquet").touch()
+    (tmp_path / "set" / "._00000.tar").touch()
+    (tmp_path / "set" / "_tmp").mkdir()
+    assert are_tars([f"{tmp_path}/set"])
+    assert expand_tars([f"{tmp_path}/set"]) == paths
+    (tmp_path / "set" / "a.JPG").touch()
+    assert not are_tars([f"{tmp_path}/set"])
+
+
+def test_pictures_beside_the_tar_that_they_came_in_are_no_tars(tmp_path):
+    write_tars(tmp_path, 1, 1)
+    (tmp_path / "Images").mkdir()
+    assert not are_tars([str(tmp_path)])
 
 
 def test_patterns_that_name_nothing_or_one_name_twice_are_refused(tmp_path):
     write_tars(tmp_path / "a", 1, 1)
     write_tars(tmp_path / "b", 1, 1)
-    for datasets in ([f"{tmp_path}/c*.tar"], [f"{tmp_path}/{{0..3.tar"]):
+    hidden = write_tar(tmp_path / ".hidden.tar", pair(1))
+    (tmp_path / "none").mkdir()
+    wrong = ([f"{tmp_path}/c*.tar"], [f"{tmp_path}/{{0..3.tar"], [f"{tmp_path}/none"])
+    for datasets in (*wrong, [], [str(hidden)], [f"{tmp_path}/\udcff.tar"]):
         with pytest.raises(DataError):
             expand_tars(datasets)
     with pytest.raises(DataError) as caught:
@@ -186,8 +265,22 @@ def test_jobs_of_an_array_share_the_tars(tmp_path, monkeypatch):
         assert caught.value.name == "tars"
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
-    shares = []
-    for number in ("1", "2", "3"):
-        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", number)
-        shares += tars_in_range(paths, None)
-    assert shares == paths
+    for step in (1, 5):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", str(step))
+        monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", str(1 + 2 * step))
+        shares = []
+        for number in range(3):
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(1 + number * step))
+            shares += tars_in_range(paths, None)
+        assert shares == paths
+
+
+@pytest.mark.parametrize("number", [1, 3, 7])
+def test_an_array_with_gaps_is_refused(tmp_path, monkeypatch, number):
+    """Such as the jobs that are sent again: their shares would be other ones."""
+    array = {"COUNT": 3, "MIN": 1, "MAX": 7, "STEP": 1, "ID": number}
+    for name, value in array.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    with pytest.raises(DataError) as caught:
+        tars_in_range([tmp_path / "0.tar"], None)
+    assert caught.value.name == "SLURM_ARRAY_TASK_ID"

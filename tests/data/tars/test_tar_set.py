@@ -1,47 +1,32 @@
 """The files of a tar set: written and read, damaged and exchanged, and joined to webdataset."""
 
-import numpy as np
 import pytest
 import webdataset
 
 from cusa.data.errors import StoreError
 from cusa.data.records import fingerprint
 from cusa.data.store.checksum import ChecksumError
-from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 from cusa.data.tars.manifest import MANIFEST, read_manifest, write_manifest
 from cusa.data.tars.manifest_building import build_manifest
 from cusa.data.tars.pair_files import pairs_path, read_pairs, write_pairs
 from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.samples import TarError
-from cusa.data.tars.tar_set import TarSet, with_teachers
-from tests.data.tars.tar_files import jpeg, pair, write_tar, write_tars
+from cusa.data.tars.tar_set import TarSet
+from cusa.data.tars.verify import set_aside_in_set, verify_set
+from cusa.data.tars.webdataset_stage import with_teachers
+from tests.data.tars.tar_files import (
+    DIM,
+    jpeg,
+    pair,
+    write_rows,
+    write_set,
+    write_tar,
+    write_tars,
+)
 from tests.helpers import settings
 
 N_PAIRS = 4
-DIM = 3
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-def _write_rows(folder, pairs, teacher, modality, skipped=()):
-    n_rows = sum(len(r.captions) if modality == "text" else 1 for r in pairs.records)
-    # The first number of a row is the row, so that a wrong join shows.
-    rows = np.full((n_rows, DIM), 1 + int(pairs.name), np.float32)
-    rows[:, 0] = np.arange(n_rows)
-    rows[list(skipped)] = np.nan
-    own = settings(modality, DIM)
-    header = ShardHeader(teacher, pairs.name, fingerprint(pairs.records), 0, n_rows, own)
-    rows = rows.astype(own.dtype) if skipped else stored_rows(rows, own.dtype)
-    write_shard(folder, f"{teacher}/{pairs.name}.h5", header, rows, list(skipped))
-
-
-def _write_set(folder, tars, skipped=(), caption="txt"):
-    for tar in tars:
-        pairs = read_pairs_of_tar(tar, caption, False)
-        _write_rows(folder, pairs, "eyes", "image", skipped)
-        _write_rows(folder, pairs, "words", "text")
-        write_pairs(folder, pairs)
-    write_manifest(folder, build_manifest(folder))
-    return TarSet(folder)
 
 
 @pytest.fixture
@@ -64,7 +49,7 @@ def test_pairs_are_read_as_written(tmp_path, tars):
 
 
 def test_the_manifest_is_read_as_written_and_made_again_from_the_files(tmp_path, tars):
-    tar_set = _write_set(tmp_path, tars)
+    tar_set = write_set(tmp_path, tars)
     content = (tmp_path / MANIFEST).read_bytes()
     manifest = read_manifest(tmp_path)
     assert manifest.names == ("00000", "00001", "00002")
@@ -79,14 +64,14 @@ def test_the_manifest_is_read_as_written_and_made_again_from_the_files(tmp_path,
 
 def test_a_tar_without_pairs_has_files_and_no_rows(tmp_path, tars):
     empty = write_tar(tmp_path / "tars" / "00003.tar", [("k.txt", b"no picture")])
-    tar_set = _write_set(tmp_path, [*tars, empty])
+    tar_set = write_set(tmp_path, [*tars, empty])
     assert tar_set.rows("eyes", "00003").shape == (0, DIM)
     assert tar_set.pairs("00003").left_out[0][0] == "k"
 
 
 def test_every_flipped_byte_is_named(tmp_path, tars):
     """In the seal's own line, a byte may also make it another file's seal."""
-    _write_set(tmp_path, tars)
+    write_set(tmp_path, tars)
     files = [tmp_path / MANIFEST, pairs_path(tmp_path, "00001"), tmp_path / "eyes" / "00001.h5"]
     for path in files:
         whole = path.read_bytes()
@@ -106,7 +91,7 @@ def test_every_flipped_byte_is_named(tmp_path, tars):
 
 
 def test_files_of_other_tars_or_teachers_are_refused(tmp_path, tars):
-    tar_set = _write_set(tmp_path, tars)
+    tar_set = write_set(tmp_path, tars)
     rows = (tmp_path / "eyes" / "00000.h5").read_bytes()
     (tmp_path / "eyes" / "00001.h5").write_bytes(rows)
     with pytest.raises(StoreError):
@@ -122,8 +107,29 @@ def test_files_of_other_tars_or_teachers_are_refused(tmp_path, tars):
     assert caught.value.path == pairs_path(tmp_path, "00001")
 
 
+def test_rows_in_the_folder_of_another_teacher_are_refused(tmp_path, tars):
+    write_set(tmp_path, tars)
+    (tmp_path / "eyes").rename(tmp_path / "ears")
+    with pytest.raises(StoreError) as caught:
+        build_manifest(tmp_path)
+    assert caught.value.name == "ears"
+
+
+def test_without_a_manifest_every_file_is_verified(tmp_path, tars):
+    write_set(tmp_path, tars)
+    damaged = tmp_path / "eyes" / "00001.h5"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (tmp_path / MANIFEST).unlink()
+    n_files, damages = verify_set(tmp_path)
+    assert n_files == 1 + 3 * 3
+    assert [damage.path for damage in damages] == [tmp_path / MANIFEST, damaged]
+    assert damaged.with_name("00001.h5.damaged") in set_aside_in_set(damages)
+    with pytest.raises(StoreError):
+        verify_set(tmp_path / "tars")
+
+
 def test_a_set_of_several_settings_or_with_missing_rows_is_refused(tmp_path, tars):
-    _write_set(tmp_path, tars)
+    write_set(tmp_path, tars)
     pairs = read_pairs_of_tar(tars[2], "json:caption", False)
     write_pairs(tmp_path, pairs)
     with pytest.raises(StoreError) as caught:
@@ -140,7 +146,7 @@ def test_a_set_of_several_settings_or_with_missing_rows_is_refused(tmp_path, tar
 
 
 def test_a_stage_of_webdataset_adds_each_sample_its_rows(tmp_path, tars):
-    tar_set = _write_set(tmp_path, tars)
+    tar_set = write_set(tmp_path, tars)
     paths = list(map(str, tars))
     dataset = webdataset.WebDataset(paths, shardshuffle=False).compose(with_teachers(tar_set))
     samples = list(dataset)
@@ -154,7 +160,7 @@ def test_a_stage_of_webdataset_adds_each_sample_its_rows(tmp_path, tars):
 
 
 def test_a_sample_with_several_captions_gets_a_row_each(tmp_path, tars):
-    tar_set = _write_set(tmp_path, tars, caption="json:all")
+    tar_set = write_set(tmp_path, tars, caption="json:all")
     dataset = webdataset.WebDataset(str(tars[0]), shardshuffle=False)
     samples = list(dataset.compose(with_teachers(tar_set)))
     assert samples[2]["text_teacher"][:, 0].tolist() == [4, 5]
@@ -162,13 +168,13 @@ def test_a_sample_with_several_captions_gets_a_row_each(tmp_path, tars):
 
 def test_samples_without_rows_are_dropped(tmp_path, tars):
     odd = write_tar(tmp_path / "tars" / "00009.tar", [*pair(1), ("k.txt", b"?"), *pair(2)])
-    tar_set = _write_set(tmp_path, [*tars, odd], skipped=(1,))
+    tar_set = write_set(tmp_path, [*tars, odd], skipped=(1,))
     samples = webdataset.WebDataset(str(odd), shardshuffle=False).compose(with_teachers(tar_set))
     assert [sample["__key__"] for sample in samples] == ["000001"]
 
 
 def test_a_tar_that_changed_or_is_not_in_the_set_is_named(tmp_path, tars):
-    tar_set = _write_set(tmp_path, tars)
+    tar_set = write_set(tmp_path, tars)
     write_tar(tars[1], pair(4) + pair(99))
     stage = with_teachers(tar_set)
     with pytest.raises(TarError) as caught:
@@ -180,10 +186,28 @@ def test_a_tar_that_changed_or_is_not_in_the_set_is_named(tmp_path, tars):
     assert caught.value.name == "other"
 
 
+@pytest.mark.parametrize("choice", [{"image_teacher": "words"}, {"text_teacher": "eyes"}])
+def test_a_teacher_of_the_other_modality_is_refused(tmp_path, tars, choice):
+    """Its rows are those of captions, not of images."""
+    tar_set = write_set(tmp_path, tars)
+    with pytest.raises(StoreError) as caught:
+        with_teachers(tar_set, **choice)
+    assert caught.value.name in choice.values()
+
+
+def test_a_path_with_the_characters_of_a_url_names_its_tar(tmp_path):
+    tars = write_tars(tmp_path / "set#1?", 1, N_PAIRS)
+    stage = with_teachers(write_set(tmp_path, tars))
+    samples = webdataset.WebDataset(str(tars[0]), shardshuffle=False).compose(stage)
+    assert len(list(samples)) == N_PAIRS
+    [sample] = stage([{"__url__": "https://host/a/00000.tar?x=1", "__key__": "000001"}])
+    assert sample["image_teacher"][0] == 1
+
+
 def test_a_teacher_is_chosen_among_several(tmp_path, tars):
-    tar_set = _write_set(tmp_path, tars)
+    tar_set = write_set(tmp_path, tars)
     for tar in tars:
-        _write_rows(tmp_path, read_pairs_of_tar(tar, "txt", False), "more", "image")
+        write_rows(tmp_path, read_pairs_of_tar(tar, "txt", False), "more", "image")
     write_manifest(tmp_path, build_manifest(tmp_path))
     tar_set = TarSet(tmp_path)
     with pytest.raises(StoreError) as caught:
@@ -195,7 +219,7 @@ def test_a_teacher_is_chosen_among_several(tmp_path, tars):
 
 
 def test_a_damaged_file_of_rows_is_refused_when_it_is_read(tmp_path, tars):
-    tar_set = _write_set(tmp_path, tars)
+    tar_set = write_set(tmp_path, tars)
     path = tmp_path / "words" / "00002.h5"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

@@ -17,7 +17,7 @@ from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.pair_files import pairs_path
 from cusa.data.tars.samples import TarError, read_samples
 from cusa.data.tars.tar_set import TarSet
-from cusa.precompute.pipeline import PipelineOptions
+from cusa.precompute.pipeline import PipelineOptions, encode_shards
 from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.tars.run import TarPolicy, TarRun
@@ -177,21 +177,66 @@ def test_rows_of_other_settings_are_refused(tmp_path, tars, make, models):
     assert _contents(folder) == before
 
 
-@pytest.mark.parametrize("change", ["tar", "caption"])
-def test_a_tar_that_changed_is_refused_by_name(tmp_path, tars, make, change):
+def test_captions_of_another_rule_are_refused_before_anything_is_made(tmp_path, tars, make):
+    folder = tmp_path / "set"
+    make(tars[:1], folder)
+    before = _contents(folder)
+    with pytest.raises(StoreError) as caught:
+        make(tars, folder, caption="json:caption")
+    assert caught.value.name == "caption"
+    assert _contents(folder) == before
+
+
+def test_a_tar_that_changed_is_refused_by_name(tmp_path, tars, make):
     folder = tmp_path / "set"
     vit, words = make.requests
     make(tars, folder, requests=[vit])
     before = _contents(folder)
-    caption = "txt"
-    if change == "tar":
-        write_tar(tars[0], pair(0) + pair(1) + pair(77))
-    else:
-        caption = "json:caption"
+    write_tar(tars[0], pair(0) + pair(1) + pair(77))
     with pytest.raises(TarError) as caught:
-        make(tars, folder, caption=caption, requests=[words])
+        make(tars, folder, requests=[words])
     assert (caught.value.path, caught.value.name) == (tars[0], "00000")
     assert _contents(folder).keys() >= before.keys()
+
+
+def _write_other_pictures(path, first):
+    """A tar with the same keys and captions as before, and other pictures."""
+    members = []
+    for number in range(first, first + N_PAIRS):
+        members += [(f"{number:06d}.jpg", jpeg(number + 100)), *pair(number)[1:]]
+    return write_tar(path, members)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_tar_that_changes_between_reading_and_encoding_is_refused(
+    tmp_path, tars, make, monkeypatch, workers
+):
+    """Also where unreadable pictures are skipped, as its pictures are not at fault."""
+
+    def encode(*arguments, **options):
+        _write_other_pictures(tars[1], N_PAIRS)
+        return encode_shards(*arguments, **options)
+
+    monkeypatch.setattr("cusa.precompute.tars.run.encode_shards", encode)
+    folder = tmp_path / "set"
+    with pytest.raises(TarError) as caught:
+        make(tars, folder, skip_errors=True, workers=workers)
+    assert (caught.value.path, caught.value.name) == (tars[1], "00001")
+    assert not (folder / "vit" / "00001.h5").exists()
+
+
+def test_rows_left_by_a_killed_run_are_not_taken_for_other_pictures(tmp_path, tars, make):
+    folder = tmp_path / "set"
+    make(tars, folder)
+    for tar in ("00000", "00001"):
+        pairs_path(folder, tar).unlink()
+    times = {path: path.stat().st_mtime_ns for path in (folder / "vit").glob("*.h5")}
+    _write_other_pictures(tars[1], N_PAIRS)
+    make(tars, folder)
+    made_again = [path.stem for path, time_ns in times.items() if path.stat().st_mtime_ns > time_ns]
+    assert made_again == ["00001"]
+    make(tars, tmp_path / "expected")
+    assert _contents(folder) == _contents(tmp_path / "expected")
 
 
 # --- damage
@@ -305,6 +350,28 @@ def test_options_that_do_not_apply_are_refused(tmp_path, tars, teachers, options
     given = ["--dataset", tmp_path / "tars", "--out", tmp_path / "set", *teachers, *options]
     assert run_failure("precompute", *given).name == name
     assert not (tmp_path / "set").exists()
+
+
+def test_a_command_without_teachers_goes_on_with_its_defaults(
+    tmp_path, tars, make, models, monkeypatch
+):
+    """Not with no teachers, although the folder already has rows of both modalities."""
+    make(tars, tmp_path / "expected")
+    monkeypatch.setattr("cusa.precompute.teachers.DEFAULTS", {"image": "vit", "text": "words"})
+    monkeypatch.chdir(models[0].parent)
+    options = ["--dataset", tmp_path / "tars", "--out", tmp_path / "set"]
+    options += ["--batch-size", 2, "--workers", 0]
+    run_ok("precompute", *options, "--tars", "0:2")
+    run_ok("precompute", *options)
+    assert _contents(tmp_path / "set") == _contents(tmp_path / "expected")
+    run_ok("precompute", *options, "--teacher", f"more={models[1]}")
+    assert list(TarSet(tmp_path / "set").teachers) == ["more", "vit", "words"]
+
+
+def test_a_teacher_may_not_have_the_name_of_the_folder_of_the_pairs(tmp_path, tars, models):
+    options = ["--dataset", tmp_path / "tars", "--out", tmp_path / "set"]
+    error = run_failure("precompute", *options, "--teacher", f"pairs={models[0]}")
+    assert error.name == "pairs"
 
 
 def test_options_of_tars_are_refused_for_other_data(tmp_path):
