@@ -92,6 +92,9 @@ class Clock:
         """Nothing may go wrong here."""
         raise SystemExit(text)
 
+    def ended(self, outcome: str) -> None:
+        """Nothing to note."""
+
     def parts(self, steps: int) -> dict[str, float]:
         """Seconds of the steps, and of validation."""
         return {

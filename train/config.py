@@ -365,9 +365,15 @@ def differing(a: Config, b: Config) -> list[str]:
 
 
 def deciding(config: Config) -> dict[str, Any]:
-    """Return the settings that decide what a run computes, by their full names."""
-    values = by_full_name(dataclasses.asdict(config))
-    return {name: value for name, value in values.items() if name not in _FREE}
+    """Return the settings that decide what a run computes, by their full names; lists for tuples.
+
+    So they are equal to what is read from a JSON file of them.
+    """
+    values: dict[str, Any] = {}
+    for name, value in by_full_name(dataclasses.asdict(config)).items():
+        if name not in _FREE:
+            values[name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def by_full_name(nested: Mapping[str, Any]) -> dict[str, Any]:

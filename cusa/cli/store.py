@@ -62,9 +62,9 @@ def verify(store_path: Path, repair: bool) -> None:
     STORE is the index of a store, or the folder of a set of tars.
     """
     from cusa.data.store import verify as checks
-    from cusa.data.tars.verify import set_aside_in_set, verify_set
+    from cusa.data.tars.verify import holds_set, set_aside_in_set, verify_set
 
-    is_set = store_path.is_dir()
+    is_set = holds_set(store_path)
     if is_set:
         n_files, damages = verify_set(store_path)
     else:

@@ -27,6 +27,11 @@ class _SealedFile:
     seal: str | None = None
 
 
+def holds_set(path: Path) -> bool:
+    """Return whether a path is a folder with a set's manifest or its pairs."""
+    return (path / MANIFEST).is_file() or (path / PAIRS_FOLDER).is_dir()
+
+
 def verify_set(folder: Path) -> tuple[int, list[Damage]]:
     """Read every file of a tar set and compare it with its checksum, and with the manifest.
 

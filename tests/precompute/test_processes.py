@@ -309,7 +309,7 @@ def test_a_killed_worker_stops_the_run_which_goes_on(
     The eighth batch is of the third shard, and the second is still being encoded.
     """
     monkeypatch.setattr(
-        "cusa.stages.precompute.cpu_count", lambda: 2
+        "cusa.stages.teacher_run.cpu_count", lambda: 2
     )  # and so two threads that encode
     out = tmp_path / "s" / "store.h5"
     args = _args(manifest, teachers, out, "--workers", workers)
@@ -429,7 +429,9 @@ def test_a_signal_while_a_teacher_is_loaded_acts_at_once(tmp_path, manifest, tea
     done = process.wait()
     errors = done.stderr
     assert done.returncode == 128 + signal.SIGTERM, errors
-    assert "Error: stopped by SIGTERM: no row was encoded yet; run the same command again" in errors
+    assert (
+        "Error: stopped by SIGTERM: no rows were encoded yet; run the same command again" in errors
+    )
 
 
 def test_a_second_run_on_the_same_store_stops(tmp_path, manifest, teachers, expected_contents):

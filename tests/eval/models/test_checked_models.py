@@ -172,7 +172,7 @@ def test_an_adapter_reads_new_images_as_its_store_did(tmp_path):
     )
     run_ok("train", *args)
     student = load_student(run_dir, "cpu")
-    assert student._encoder("image").transform["feature"] == "mean"
+    assert student.encoder("image").transform["feature"] == "mean"
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = pictures(1)[0]
