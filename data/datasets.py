@@ -13,7 +13,7 @@ from cusa.data.dataset_names import ANNOTATIONS, as_utf8, source_texts
 from cusa.data.errors import DataError
 from cusa.data.grouping import group_rows
 from cusa.data.readers import Source, memory, read_annotations
-from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
+from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames, refuse_columns
 from cusa.data.readers.folders import expand_folder, image_folders_near
 from cusa.data.readers.forms import AnnotationRow, Annotations
 from cusa.data.readers.saved_dataset import HUB_PREFIX, read_hub
@@ -67,6 +67,7 @@ def load_dataset(
     if image_root is not None:
         root = Path(as_utf8(os.fspath(image_root), "--image-root"))
     if isinstance(sources, Dataset):
+        refuse_columns(columns, "a data set that was read already", Path(sources.name))
         return replace(sources, image_root=root or sources.image_root)
     unpack_folder = root or Path(data_root) / "unpacked"
     template = Source(Path(), None, (), columns=columns, unpack_folder=unpack_folder)
@@ -74,6 +75,7 @@ def load_dataset(
         return _load_rows(sources, template, root)
     texts = source_texts(sources)
     if texts == ["demo"]:
+        refuse_columns(columns, "the embedded data set", Path("demo"))
         from cusa.data.demo_set.make import make_demo
 
         return make_demo(Path(data_root) / "demo")

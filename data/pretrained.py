@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cusa.data.errors import CusaError, FileFormatError, first_line
 from cusa.data.image_transform import refuse_narrow
 from cusa.data.parsing import read_json
+from cusa.data.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -235,13 +236,14 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
             model_class = getattr(transformers, architecture, model_class)
 
     # float32, whatever the checkpoint's dtype: stores record the precision, and autocast needs it.
-    model, report = model_class.from_pretrained(
-        source,
-        config=config,
-        output_loading_info=True,
-        dtype=torch.float32,
-        trust_remote_code=False,
-    )
+    with quiet_transformers():
+        model, report = model_class.from_pretrained(
+            source,
+            config=config,
+            output_loading_info=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        )
     refuse_not_finite(model, source)
     return model, sorted(report["missing_keys"])
 

@@ -125,7 +125,12 @@ def set_up_run(
 
 
 def _refuse_existing(run_dir: Path) -> None:
-    if run_dir.exists() and any(run_dir.iterdir()):
+    if not run_dir.exists():
+        return
+    if not run_dir.is_dir():
+        message = f"run directory {run_dir} is a file; pass another --run-dir"
+        raise RunError(message, path=run_dir)
+    if any(run_dir.iterdir()):
         raise RunError(
             f"run directory {run_dir} exists and is not empty; pass --resume to go on, or another "
             "--run-dir",

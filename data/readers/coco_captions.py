@@ -9,6 +9,7 @@ from typing import Any
 
 from cusa.data.errors import FileFormatError
 from cusa.data.parsing import described
+from cusa.data.readers.columns import refuse_columns
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
 
 LOCATION_FORMAT = "annotations[{}]"
@@ -21,6 +22,7 @@ def _is_of_form(content: Any) -> bool:
 
 
 def _read(content: dict[str, Any], source: Source) -> Annotations:
+    refuse_columns(source.columns, FORM.description, source.path)
     rows = _rows(content, source, source.required_split())
     return Annotations(source.path.stem, LOCATION_FORMAT, rows)
 

@@ -64,6 +64,29 @@ class ColumnNames:
 USUAL_COLUMNS = ColumnNames()
 
 
+def refuse_columns(chosen: ColumnNames, form: str, path: Path) -> None:
+    """Refuse names of columns for data without columns, where they would be ignored.
+
+    Args:
+        chosen: The column names that the user gave.
+        form: What the data are.
+        path: Their file or folder, or their name.
+
+    Raises:
+        FileFormatError: Names the first option that was given.
+    """
+    options = {
+        "--image-column": chosen.image,
+        "--caption-column": chosen.caption,
+        "--id-column": chosen.image_id,
+        "--split-column": chosen.split,
+    }
+    for option, column in options.items():
+        if column is not None:
+            message = f"{path}: {option} {column}: {form} has no such columns; leave the option out"
+            raise FileFormatError(message, path=path, name=option)
+
+
 @dataclass(frozen=True)
 class TableColumns:
     """The columns of a table, as the table spells them.

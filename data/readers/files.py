@@ -26,6 +26,7 @@ from cusa.data.readers.columns import (
     choose_columns,
     has_pair_columns,
     normalised_name,
+    refuse_columns,
 )
 from cusa.data.readers.first_bytes import (
     is_parquet,
@@ -116,6 +117,7 @@ def _read_lines(beginning: str, source: Source) -> Annotations:
     path = source.path
     first_line = _first_line(beginning)
     if flickr_tokens.is_token_line(first_line):
+        refuse_columns(source.columns, flickr_tokens.DESCRIPTION, path)
         return flickr_tokens.read_tokens(read_text(path), source)
     separator = _choose_separator(first_line, source.columns)
     _refuse_pairs_without_header(first_line.split(separator), path)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cusa.data.errors import FileFormatError
+from cusa.data.readers.columns import refuse_columns
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source, field_names
 
 # Entries are counted from 0, as in the parsed list.
@@ -25,6 +26,7 @@ def _is_of_form(content: Any) -> bool:
 
 
 def _read(content: dict[str, Any], source: Source) -> Annotations:
+    refuse_columns(source.columns, FORM.description, source.path)
     name = content.get("dataset", source.path.stem)
     if not isinstance(name, str) or not name or _ILLEGAL_CHARACTERS & set(name):
         raise FileFormatError(

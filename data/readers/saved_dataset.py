@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cusa.data.errors import DataError, FileFormatError, HubNetworkError, first_line
 from cusa.data.hub import ask_hub, is_hub_name
 from cusa.data.hub_errors import one_line_hub_errors
+from cusa.data.quiet import without_output
 from cusa.data.readers.columns import choose_columns
 from cusa.data.readers.extras import import_extra
 from cusa.data.readers.forms import Annotations, Source, Table
@@ -131,7 +132,8 @@ def _load(
     setting = library.config.HF_HUB_OFFLINE
     library.config.HF_HUB_OFFLINE = setting or is_offline
     try:
-        return library.load_dataset(repository, split=split_name or None)
+        with without_output(library, library.utils.logging):
+            return library.load_dataset(repository, split=split_name or None)
     finally:
         library.config.HF_HUB_OFFLINE = setting
 

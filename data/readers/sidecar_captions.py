@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import DataError
 from cusa.data.image_folder import find_images
 from cusa.data.parsing import read_json, read_text, refuse_lone_surrogates, refuse_nul
-from cusa.data.readers.columns import choose_caption_columns
+from cusa.data.readers.columns import choose_caption_columns, refuse_columns
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Source, field_names
 from cusa.data.readers.pair_table import captions_of_columns
 from cusa.data.readers.split_names import split_by_alias
@@ -71,6 +72,12 @@ def read_sidecars(source: Source) -> Annotations:
             f"caption file beside them ({shown}); write captions, or move the images away",
             path=without_captions[0],
         )
+    columns = source.columns
+    caption_files = [sidecars.of_image(path) for path in image_paths]
+    suffixes = {path.suffix.lower() for path in caption_files if path is not None}
+    if ".json" in suffixes:
+        columns = replace(columns, caption=None)
+    refuse_columns(columns, DESCRIPTION, source.path)
     rows = _rows(image_paths, folder, source, sidecars)
     notes = _notes(folder, image_paths)
     return Annotations(folder.name, LOCATION_FORMAT, rows, notes, image_folder=source.path)

@@ -21,6 +21,7 @@ from cusa.data.pretrained import (
     refuse_damaged_pickles,
     refuse_not_finite,
 )
+from cusa.data.quiet import quiet_transformers
 from cusa.data.tokenization import (
     UNLIMITED,
     load_tokenizer,
@@ -117,12 +118,13 @@ def open_model(source: str, device: str) -> Any:
             refuse_damaged_pickles(Path(files))
         # float32, whatever the checkpoint's dtype: --precision decides what to compute in, and the
         # store records it.
-        model: Any = SentenceTransformer(
-            files,
-            device=device,
-            model_kwargs={"dtype": torch.float32},
-            trust_remote_code=False,
-        )
+        with quiet_transformers():
+            model: Any = SentenceTransformer(
+                files,
+                device=device,
+                model_kwargs={"dtype": torch.float32},
+                trust_remote_code=False,
+            )
         folder = Path(files) if is_local else cached_snapshot(files)
         for number, module in enumerate(model):
             if not hasattr(module, "auto_model"):

@@ -9,6 +9,7 @@ from typing import Any
 from cusa.data.errors import FileFormatError, TeacherError
 from cusa.data.parsing import read_json
 from cusa.data.pretrained import lacking
+from cusa.data.quiet import quiet_transformers
 from cusa.precompute.teachers.base import WEIGHTS
 
 _OWN_NAMESPACE = "sentence_transformers."
@@ -78,13 +79,14 @@ def refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
     # sentence-transformers does not pass on transformers' report, so load once more; on the device
     # "meta", no weight is read.
     device = {"device_map": "meta"} if is_accelerate_available() else {}
-    _, report = type(model).from_pretrained(
-        folder,
-        config=model.config,
-        output_loading_info=True,
-        trust_remote_code=False,
-        **device,
-    )
+    with quiet_transformers():
+        _, report = type(model).from_pretrained(
+            folder,
+            config=model.config,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **device,
+        )
     # sentence-transformers pools the tokens itself and does not use the model's pooler.
     missing = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]
     if missing:

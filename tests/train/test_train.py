@@ -148,6 +148,7 @@ def test_resume_refuses_other_settings_and_other_stores(index, tmp_path):
     run_dir = tmp_path / "run"
     run_ok("train", *_adapter(index, run_dir))
     assert run_fault("train", *_adapter(index, run_dir)) == Fault(RunError, path=run_dir)
+    assert run_fault("train", *_adapter(index, index)) == Fault(RunError, path=index)
     assert run_fault(
         "train", *_adapter(index, run_dir, "--resume", "--set", "loss.alpha=0.2")
     ) == Fault(SettingError, name="loss.alpha")

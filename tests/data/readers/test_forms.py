@@ -110,6 +110,30 @@ def test_a_column_that_is_missing_or_could_be_several_is_named(tmp_path, header,
     assert (caught.value.path, caught.value.name) == (path, name)
 
 
+FORMS_WITHOUT_COLUMNS = ["karpathy", "coco-captions", "flickr-tokens", "sidecars-txt"]
+
+
+@pytest.mark.parametrize("form", FORMS_WITHOUT_COLUMNS)
+@pytest.mark.parametrize("column", ["image", "caption", "image_id", "split"])
+def test_names_of_columns_are_refused_for_forms_that_have_none(tmp_path, form, column):
+    path = FILE_FORMS[form](tmp_path)
+    columns = ColumnNames(**{column: "mine"})
+    with pytest.raises(FileFormatError) as caught:
+        load_dataset(path, columns=columns)
+    option = f"--{column.removeprefix('image_')}-column"
+    assert (caught.value.path, caught.value.name) == (path, option)
+    with pytest.raises(FileFormatError) as caught:
+        load_dataset(load_dataset(path), columns=columns)
+    assert caught.value.name == option
+
+
+def test_captions_in_json_files_have_a_field_that_can_be_named(tmp_path):
+    _write(tmp_path / "a.json", '{"words": "A dog", "caption": "no"}')
+    (tmp_path / "a.jpg").touch()
+    dataset = load_dataset(tmp_path, columns=ColumnNames(caption="words"))
+    assert dataset.splits["train"][0].captions == ("A dog",)
+
+
 def test_the_first_of_the_usual_names_wins_over_the_others(tmp_path):
     path = _write(tmp_path / "x.csv", "file_name,image,text,caption\nb.jpg,a.jpg,no,A dog\n")
     assert _records(load_dataset(path)) == [("train", "a.jpg", "a.jpg", ("A dog",))]
@@ -295,7 +319,7 @@ def test_a_folder_of_pictures_is_walked_once(tmp_path, monkeypatch):
     assert walked == [tmp_path]
 
 
-def test_the_splits_of_a_hub_repository(tmp_path):
+def test_the_splits_of_a_hub_repository(tmp_path, capfd):
     """A folder stands for the repository: the package takes it as one."""
     for split in ("train", "test"):
         make_pairs(tmp_path / split)
@@ -313,6 +337,7 @@ def test_the_splits_of_a_hub_repository(tmp_path):
     with pytest.raises(DataError) as caught:
         load_dataset(f"hf:{tmp_path}:nope")
     assert caught.value.name == f"{tmp_path}:nope"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_pictures_of_one_name_are_told_apart_by_their_content(tmp_path):
