@@ -156,10 +156,16 @@ def main(sweep: str | None, axes: tuple[str, ...], **options: Any) -> None:
 def export(run: Path, kind: Any, head: Any, checkpoint: Any, out: Path | None) -> None:
     """Write a trained student, with a model card, for transformers or sentence-transformers."""
     quiet_libraries()
-    from cusa.hosts.adapter_export import save_adapter
     from cusa.train.saving.export import export as export_run
 
-    print_plain(f"exported: {export_run(run, kind, out, head, checkpoint, save_adapter)}")
+    print_plain(f"exported: {export_run(run, kind, out, head, checkpoint, _save_adapter)}")
+
+
+def _save_adapter(*arguments: Any) -> Any:
+    """Write the modules of an adapter; only then import libraries that take seconds."""
+    from cusa.hosts.adapter_export import save_adapter
+
+    return save_adapter(*arguments)
 
 
 @command("settings")

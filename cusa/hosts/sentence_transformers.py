@@ -50,8 +50,8 @@ class StoredSoftLabelLoss(nn.Module):
     (:func:`with_uni_heads`), so they are saved with it.
 
     Requirements: a model that takes images and texts; a data set with the columns ``image``,
-    ``caption`` and ``label`` in this order (:func:`pairs_dataset`); a store with an image teacher
-    and a text teacher.
+    ``caption`` and ``label`` in this order (:func:`pairs_dataset`); a store with an image teacher,
+    a text teacher or both.
 
     Inputs: ``[(image, caption)]``; labels int64 ``[B, 2]``: split number, caption row.
 

@@ -53,8 +53,8 @@ class SoftLabelModel(nn.Module):
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        teacher_image: torch.Tensor,
-        teacher_text: torch.Tensor,
+        teacher_image: torch.Tensor | None,
+        teacher_text: torch.Tensor | None,
         image_ids: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Compute the loss and its terms, each a float scalar.
@@ -63,8 +63,10 @@ class SoftLabelModel(nn.Module):
             pixel_values: float ``[B, 3, h, w]``.
             input_ids: int64 ``[B, length]``.
             attention_mask: int64 ``[B, length]``.
-            teacher_image: float16 or float32 ``[B, e]``: the image teacher's rows.
-            teacher_text: float16 or float32 ``[B, e']``: the text teacher's rows.
+            teacher_image: float16 or float32 ``[B, e]``: the image teacher's rows; ``None`` for a
+                text teacher alone.
+            teacher_text: float16 or float32 ``[B, e']``: the text teacher's rows; ``None`` for an
+                image teacher alone.
             image_ids: int64 ``[B]``; equal ids are the same image.
         """
         image_features = _features(self.encoder.get_image_features(pixel_values=pixel_values))

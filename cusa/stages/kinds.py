@@ -48,12 +48,12 @@ def _as_paths(value: Any) -> tuple[Path, ...]:
     return tuple(map(Path, as_names(value)))
 
 
-def _as_shard_range(value: Any) -> tuple[int, int]:
+def _as_number_range(value: Any) -> tuple[int, int]:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError("no range of shards")
+        raise ValueError("no range of numbers")
     for number in value:
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ValueError("no range of shards")
+            raise ValueError("no range of numbers")
     return value[0], value[1]
 
 
@@ -91,11 +91,11 @@ SettingValues = Annotated[
 ]
 TarRange = Annotated[
     tuple[int, int],
-    PlainValidator(_as_shard_range),
+    PlainValidator(_as_number_range),
     WithJsonSchema({"legal": "two numbers of tars, such as (0, 8)"}),
 ]
 ShardRange = Annotated[
     tuple[int, int],
-    PlainValidator(_as_shard_range),
+    PlainValidator(_as_number_range),
     WithJsonSchema({"legal": "two numbers of shards, such as (0, 8)"}),
 ]

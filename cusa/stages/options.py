@@ -109,7 +109,24 @@ class ColumnOptions(TypedDict, total=False):
 
 
 @_only_known
-class PrecomputeOptions(ColumnOptions, total=False):
+class TeacherOptions(TypedDict, total=False):
+    """How teachers run, over a data set or over tars."""
+
+    teacher: Names | None
+    out: FilePath | None
+    data_root: FilePath | None
+    device: Device | None
+    precision: Literal["auto", "fp32", "fp16", "bf16"] | None
+    batch_size: Positive | None
+    workers: Count | None
+    dtype: Literal["float16", "float32"] | None
+    normalizer: Literal["albef", "none"] | None
+    pooling: Literal["cls", "mean", "pooler"] | None
+    on_error: Literal["fail", "skip"] | None
+
+
+@_only_known
+class PrecomputeOptions(TeacherOptions, ColumnOptions, total=False):
     """Options of :func:`cusa.precompute`; ``None`` is the default.
 
     Attributes:
@@ -144,29 +161,18 @@ class PrecomputeOptions(ColumnOptions, total=False):
         reuse: Another store, whose rows of the same pictures, captions and settings are reused.
     """
 
-    teacher: Names | None
-    out: FilePath | None
     image_root: FilePath | None
-    data_root: FilePath | None
     splits: Names | None
     limit: Positive | None
     val_fraction: Annotated[Number, Field(ge=0, lt=1)] | None
-    device: Device | None
-    precision: Literal["auto", "fp32", "fp16", "bf16"] | None
-    batch_size: Positive | None
-    workers: Count | None
     shard_rows: Positive | None
     shard_range: ShardRange | None
-    dtype: Literal["float16", "float32"] | None
-    normalizer: Literal["albef", "none"] | None
-    pooling: Literal["cls", "mean", "pooler"] | None
     check_pictures: Flag | None
-    on_error: Literal["fail", "skip"] | None
     reuse: FilePath | None
 
 
 @_only_known
-class TarOptions(TypedDict, total=False):
+class TarOptions(TeacherOptions, total=False):
     """Options of :func:`cusa.precompute_tars`; ``None`` is the default.
 
     Attributes:
@@ -192,20 +198,9 @@ class TarOptions(TypedDict, total=False):
             default) stops, ``"skip"`` records it as skipped.
     """
 
-    teacher: Names | None
-    out: FilePath | None
-    data_root: FilePath | None
     caption: str | None
     on_tar: Literal["fail", "skip", "keep"] | None
     tars: TarRange | None
-    device: Device | None
-    precision: Literal["auto", "fp32", "fp16", "bf16"] | None
-    batch_size: Positive | None
-    workers: Count | None
-    dtype: Literal["float16", "float32"] | None
-    normalizer: Literal["albef", "none"] | None
-    pooling: Literal["cls", "mean", "pooler"] | None
-    on_error: Literal["fail", "skip"] | None
 
 
 @_only_known

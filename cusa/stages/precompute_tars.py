@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from cusa.data.errors import DataError, SettingError
 from cusa.data.tars.manifest import MANIFEST
-from cusa.data.tars.paths import are_tars, expand_tars, tars_in_range
+from cusa.data.tars.paths import expand_tars, tars_in_range
 from cusa.stages.arguments import checked, with_options
 from cusa.stages.kinds import as_names
 from cusa.stages.options import TarOptions
@@ -90,18 +90,15 @@ def precompute_tars(
 
 
 def _tar_names(dataset: Any) -> tuple[str, ...]:
-    """Return the names of tars, their patterns and folders; refuse other data."""
+    """Return the names of tars, their patterns and folders."""
     try:
-        names = as_names(dataset)
+        return as_names(dataset)
     except ValueError:
-        names = ()
-    if not are_tars(names):
         raise DataError(
-            f"{shortened(repr(dataset))} is no set of WebDataset tars; pass paths such as "
-            "'set/{00000..00999}.tar' or folders of tars, and other data to cusa.precompute",
+            f"{shortened(repr(dataset))} names no tars; pass paths such as "
+            "'set/{00000..00999}.tar', or folders of tars",
             name="dataset",
-        )
-    return names
+        ) from None
 
 
 def _policy(given: Mapping[str, Any]) -> TarPolicy:

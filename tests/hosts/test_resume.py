@@ -1,5 +1,7 @@
 """The real trainers: stopped and resumed, they end where they would have without a stop."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -31,6 +33,20 @@ def test_a_resumed_run_is_the_whole_one(tmp_path, inputs, host):
     start = CUSALoss().state_dict()
     assert any(whole_state[name] != start[name.split(".")[-1]] for name in temperatures)
     assert whole.evaluate()["eval_loss"] == resumed.evaluate()["eval_loss"]
+
+
+@pytest.mark.parametrize("host", [hugging_face, sentence_transformers])
+def test_a_text_teacher_alone_trains_the_text_direction(tmp_path, host):
+    trainer, module = host(make_inputs(tmp_path, teachers=("words",)), tmp_path / "run", 2)
+    trainer.train()
+    start = CUSALoss().state_dict()
+    learned = {}
+    for name, value in module.state_dict().items():
+        if name.rpartition(".")[2] in start:
+            learned[name.rpartition(".")[2]] = value != start[name.rpartition(".")[2]]
+    assert learned["tau_usa_text"]
+    assert not learned["tau_usa_image"]
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
 
 
 def test_a_checkpoint_without_temperatures_is_refused(tmp_path, inputs):

@@ -24,12 +24,14 @@ class Inputs(NamedTuple):
     clip: Path
 
 
-def make_inputs(folder: Path) -> Inputs:
+def make_inputs(folder: Path, **data_options: Any) -> Inputs:
     """Make the data and the model of the examples in ``folder``."""
     spec = importlib.util.spec_from_file_location("made_up_for_hosts", _MADE_UP)
     made_up = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made_up)
-    return Inputs(made_up.make_data(folder).store, made_up.make_clip(folder / "clip"))
+    return Inputs(
+        made_up.make_data(folder, **data_options).store, made_up.make_clip(folder / "clip")
+    )
 
 
 def arguments(kind: type, folder: Path, steps: int, **changes: Any) -> Any:

@@ -230,7 +230,7 @@ def test_what_is_no_data(tmp_path, data):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("data", [None, 5, [5], [], b"a.tar", "a\0.tar", "pairs.csv"])
+@pytest.mark.parametrize("data", [None, 5, [5], [], b"a.tar", "a\0.tar", "no/*.tar"])
 def test_what_is_no_set_of_tars(tmp_path, data):
     with pytest.raises(DataError):
         cusa.precompute_tars(data, out=tmp_path / "set")
