@@ -61,10 +61,11 @@ def source_texts(sources: Any) -> list[str]:
 
 def _refuse_source(source: Any) -> NoReturn:
     kind = type(source).__name__
-    raise DataError(
-        f"a data set cannot be of type {kind}; pass {LEGAL_DATASETS}, or {memory.LEGAL_ROWS}",
-        name=kind,
-    )
+    problem = f"a data set cannot be of type {kind}"
+    if isinstance(source, dict) and not source:
+        problem = f"the {kind} is empty"
+    message = f"{problem}; pass {LEGAL_DATASETS}, or {memory.LEGAL_ROWS}"
+    raise DataError(message, name=kind)
 
 
 def as_utf8(name: str, option: str) -> str:

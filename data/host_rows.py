@@ -53,11 +53,11 @@ def read_host_pairs(
         source = Source(path, split, [path.parent])
         contents = [read_annotations(source)]
     else:
-        raise DataError(
-            f"annotations cannot be of type {type(annotations).__name__}; pass the path of an "
-            f"annotation file, or {memory.LEGAL_ROWS}",
-            name="annotations",
-        )
+        problem = f"annotations cannot be of type {type(annotations).__name__}"
+        if isinstance(annotations, Sequence) and not annotations:
+            problem = "annotations are empty"
+        message = f"{problem}; pass the path of an annotation file, or {memory.LEGAL_ROWS}"
+        raise DataError(message, name="annotations")
     pairs: list[HostPair] = []
     for content in contents:
         pairs.extend(_pairs(content, source.path))

@@ -1,6 +1,7 @@
 """The pages of documentation: their links lead somewhere, and their Python runs."""
 
 import ast
+import configparser
 import re
 import shlex
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_the_index_lists_every_page():
     pages.remove("README.md")
     linked = {target.partition("#")[0] for target in LINK.findall(index)}
     assert pages <= linked
+
+
+def test_every_dependency_has_its_reason():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    requirements = settings["options"]["install_requires"]
+    for extra in settings["options.extras_require"].values():
+        requirements += f"\n{extra}"
+    packages = set(re.findall(r"^([\w-]+)", requirements, re.MULTILINE)) - {"cusa"}
+    reasons = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8").replace("_", "-")
+    for package in packages:
+        assert package.replace("_", "-") in reasons, package
 
 
 COMMANDS = {
