@@ -21,6 +21,7 @@ from cusa.data.store.index import Index
 from cusa.data.store.schema import TeacherSettings
 
 WORDS = [f"{letter}{sign}" for letter in "abcdefghijkl" for sign in (0, 1)]
+N_WORDS = len(WORDS)
 CAPTION_WORDS = 8
 
 
@@ -36,9 +37,6 @@ class MadeUp(NamedTuple):
     tokens: torch.Tensor
 
 
-N_WORDS = len(WORDS)
-
-
 def make_data(
     folder: Path,
     n_images: int = 64,
@@ -47,61 +45,73 @@ def make_data(
 ) -> MadeUp:
     """Make a data set of two captions an image, split in two, as files and store in ``folder``."""
     meaning = np.random.default_rng(0).normal(size=(n_images + n_val, 12))
-    colours = (
-        (255 / (1 + np.exp(-meaning.reshape(-1, 2, 2, 3))))
-        .astype(np.uint8)
-        .repeat(16, 1)
-        .repeat(16, 2)
-    )
-    numbers = 2 * np.arange(12) + (meaning > 0)
-    tokens = np.stack([numbers[:, :CAPTION_WORDS], numbers[:, -CAPTION_WORDS:]], axis=1)
-    records = []
-    for i, (picture, captions) in enumerate(zip(colours, tokens, strict=True)):
-        Image.fromarray(picture).save(folder / f"{i}.png")
-        texts = tuple(" ".join(WORDS[w] for w in caption) for caption in captions)
-        records.append(Record(f"{i}", f"{i}.png", texts, (f"{i}#0", f"{i}#1")))
+    pictures = _pictures(meaning)
+    word_numbers = 2 * np.arange(12) + (meaning > 0)
+    halves = [word_numbers[:, :CAPTION_WORDS], word_numbers[:, -CAPTION_WORDS:]]
+    tokens = np.stack(halves, axis=1)
+    records = _records(folder, pictures, tokens)
     splits = {"train": tuple(records[:n_images]), "val": tuple(records[n_images:])}
+    tokens = tokens.reshape(-1, CAPTION_WORDS)
+    caption_ids: list[str] = []
+    for record in records:
+        caption_ids += record.caption_ids
+    rows_of_teacher = {
+        "vision": ForeignRows([record.image_id for record in records], meaning, "made up"),
+        "words": ForeignRows(caption_ids, np.eye(N_WORDS)[tokens].sum(axis=1), "made up"),
+    }
     data = Index.from_dataset(Dataset("made-up", folder, splits), {})
-    flat = tokens.reshape(-1, CAPTION_WORDS)
-    rows = {"vision": meaning, "words": np.eye(N_WORDS)[flat].sum(1)}
-    for teacher, modality, ids in (
-        ("vision", "image", [r.image_id for r in records]),
-        ("words", "text", [c for r in records for c in r.caption_ids]),
-    ):
-        if teacher not in teachers:
-            continue
-        dim = rows[teacher].shape[1]
+    store_path = folder / "store.h5"
+    for teacher in teachers:
+        foreign = rows_of_teacher[teacher]
+        modality = "image" if teacher == "vision" else "text"
+        dim = foreign.rows.shape[1]
         settings = TeacherSettings(
             modality, teacher, "unknown", {}, "none", "fp32", dim, "float16", True
         )
-        foreign = ForeignRows(ids, rows[teacher], "made up")
         for split in splits:  # each takes the rows of its own ids
-            import_rows(
-                folder / "store.h5", data, split, teacher, settings, foreign, skip_missing=False
-            )
-    pixels = torch.from_numpy(colours[:n_images]).permute(0, 3, 1, 2).float() / 255
-    return MadeUp(
-        EmbeddingStore(folder / "store.h5"), pixels, torch.from_numpy(flat[: 2 * n_images])
-    )
+            import_rows(store_path, data, split, teacher, settings, foreign, skip_missing=False)
+    pixels = torch.from_numpy(pictures[:n_images]).permute(0, 3, 1, 2).float() / 255
+    return MadeUp(EmbeddingStore(store_path), pixels, torch.from_numpy(tokens[: 2 * n_images]))
+
+
+def _pictures(meaning: np.ndarray) -> np.ndarray:
+    """Paint a grid of four colours for each image: uint8 ``[n, 32, 32, 3]``."""
+    colours = 255 / (1 + np.exp(-meaning.reshape(-1, 2, 2, 3)))
+    return colours.astype(np.uint8).repeat(16, axis=1).repeat(16, axis=2)
+
+
+def _records(folder: Path, pictures: np.ndarray, tokens: np.ndarray) -> list[Record]:
+    """Write the pictures, and describe them by their captions."""
+    records = []
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        captions = []
+        for caption in tokens[number]:
+            captions.append(" ".join(WORDS[word] for word in caption))
+        caption_ids = (f"{number}#0", f"{number}#1")
+        records.append(Record(f"{number}", f"{number}.png", tuple(captions), caption_ids))
+    return records
 
 
 def caption_batches(store: EmbeddingStore, size: int, steps: int) -> Iterator[np.ndarray]:
-    """``steps`` batches of caption rows, int64 ``[size]`` each, shuffled in every epoch."""
-    rng, waiting = np.random.default_rng(1), np.zeros(0, np.int64)
+    """Yield ``steps`` batches of caption rows, int64 ``[size]``, shuffled in every epoch."""
+    rng = np.random.default_rng(1)
+    remaining = np.zeros(0, np.int64)
     for _ in range(steps):
-        if len(waiting) < size:
-            waiting = rng.permutation(store.split("train").n_captions)
-        batch, waiting = waiting[:size], waiting[size:]
-        yield batch
+        if len(remaining) < size:
+            remaining = rng.permutation(store.split("train").n_captions)
+        yield remaining[:size]
+        remaining = remaining[size:]
 
 
 def make_clip(folder: Path) -> Path:
-    """A CLIPModel with random weights, its tokeniser and image processor, as a model folder."""
+    """Make the folder of a CLIPModel: random weights, a tokeniser and an image processor."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
     words = ["<s>", "</s>", "<pad>", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
