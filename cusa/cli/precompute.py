@@ -24,6 +24,7 @@ from cusa.cli.console import (
 )
 from cusa.cli.data_options import DATASETS_OPTION, column_options
 from cusa.data.errors import SettingError
+from cusa.data.shell import shell_command
 
 # Options that apply to WebDataset tars alone.
 _ONLY_TARS = ("caption", "on_tar", "tars")
@@ -199,7 +200,10 @@ def _precompute_tars(context: click.Context, options: dict[str, Any]) -> None:
     _refuse_given(context, {*options, "only_plan"} - legal_names, "WebDataset tars")
     tar_options = {name: options[name] for name in legal_names}
     finished_set = precompute_tars(progress=True, **tar_options)
+    if not finished_set.leads:
+        return
     if finished_set.manifest is not None:
         print_manifest(finished_set.folder, finished_set.manifest)
-    else:
-        print_plain(f"next, when all tars are done: cusa-store index {finished_set.folder}")
+        return
+    next_command = shell_command("cusa-store", "index", finished_set.folder)
+    print_plain(f"next, when all tars are done: {next_command}")

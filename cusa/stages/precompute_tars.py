@@ -36,11 +36,13 @@ class PrecomputedTars:
         manifest: Its manifest; ``None`` if other jobs make other tars, or in a process that does
             not write it.
         notes: What the user should know about the tars and the teachers.
+        leads: Whether this process is the one that reports; of several, only one is.
     """
 
     folder: Path
     manifest: Manifest | None
     notes: tuple[str, ...] = ()
+    leads: bool = True
 
     def __fspath__(self) -> str:
         """Return the folder, for whatever takes a path."""
@@ -86,7 +88,7 @@ def precompute_tars(
         record.unit = "tars"
         run = TarRun(chosen_tars, requests, run_options, policy, processes, record, check_stop)
         outcome = run_to_end(run, record)
-    return PrecomputedTars(folder, outcome.manifest, tuple(record.notes))
+    return PrecomputedTars(folder, outcome.manifest, tuple(record.notes), processes.leads)
 
 
 def _tar_names(dataset: Any) -> tuple[str, ...]:

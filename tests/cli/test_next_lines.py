@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cusa.cli.precompute import main as precompute_line
 from cusa.data.datasets import KNOWN_SIZES
 from cusa.data.records import Dataset
 from cusa.precompute.next_step import merging_command, training_command
+from cusa.stages.precompute_tars import PrecomputedTars
 from cusa.train.commands import evaluation_command, resume_command
 from tests.helpers import (
     ADAPTER,
@@ -61,6 +63,19 @@ def test_training_names_a_split_that_exists(tmp_path, sizes, split):
     assert shlex.split(line)[1:] == expected
     _run_line(line, "--bootstrap", 10)
     assert (tmp_path / "a run, its folder" / "eval" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_share_of_tars_names_the_next_command_once(tmp_path, monkeypatch, capsys, leads):
+    finished_set = PrecomputedTars(tmp_path / "a set", None, leads=leads)
+    stage = "cusa.stages.precompute_tars.precompute_tars"
+    monkeypatch.setattr(stage, lambda **_: finished_set)
+    precompute_line(["--dataset", "0.tar", "--tars", "0:1"], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == leads
+    for line in lines:
+        command = shlex.split(line.partition(": ")[2])
+        assert command[1:] == ["index", str(tmp_path / "a set")]
 
 
 def test_a_line_runs_in_a_shell(tmp_path):
