@@ -78,11 +78,13 @@ def _check_models(models: Model | Sequence[Model], specs: Sequence[str]) -> None
         if not is_path and is_remote(spec):
             require(spec, RunError)
 
+    from cusa.eval.models.any_model import check_model_name
     from cusa.eval.models.evaluated_models import check_local
 
     for spec, is_path in zip(specs, are_paths, strict=True):
         # Which kind of model lies in a folder is checked when it is loaded.
         check_local(spec, is_run=is_path and not os.path.exists(spec))
+        check_model_name(spec)
 
 
 def _request(specs: tuple[str, ...], given: Mapping[str, Any]) -> EvalRequest:

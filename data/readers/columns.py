@@ -83,7 +83,7 @@ def refuse_columns(chosen: ColumnNames, form: str, path: Path) -> None:
     }
     for option, column in options.items():
         if column is not None:
-            message = f"{path}: {option} {column}: {form} has no such columns; leave the option out"
+            message = f"{path}: {option} {column}: there are no columns in {form}; leave it out"
             raise FileFormatError(message, path=path, name=option)
 
 

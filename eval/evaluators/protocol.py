@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -201,9 +202,16 @@ def published_row(model: EvaluatedModel, table: str) -> dict[str, Any]:
 
 
 @contextmanager
-def named_in_errors(name: str) -> Iterator[None]:
-    """Prefix the errors of a block with the name of what was being measured."""
+def named_in_errors(name: str, path: Path | None = None) -> Iterator[None]:
+    """Prefix the errors of a block with the name of what was being measured.
+
+    Args:
+        name: The name.
+        path: The file that was being measured, for errors that have no path.
+    """
     try:
         yield
     except CusaError as error:
-        raise error.reworded(f"{name}: {error}", name) from None
+        named_error = error.reworded(f"{name}: {error}", name)
+        named_error.path = error.path or path
+        raise named_error from None

@@ -73,20 +73,30 @@ def _load(spec: str, device: str, checkpoint: str) -> Encoder:
         student = load_trained(folder, checkpoint)
         return StudentEncoder(student, device, source=folder)
 
-    # NAME=PATH, unless a folder has that very name.
-    names_teacher_source = "=" in spec and not folder.exists()
-    if spec in KNOWN or names_teacher_source:
+    if _names_teacher(spec):
         request = parse_teacher(spec)
         return ModelEncoder(request.name, "teacher", [request.load(device)], device)
 
-    _check_model_name(spec)
+    check_model_name(spec)
     with one_line_load_errors("model", spec, RunError, f"legal: {LEGAL_MODELS}"):
         return _load_model(spec, device, checkpoint)
 
 
-def _check_model_name(spec: str) -> None:
-    """Refuse what is neither the folder of a model nor a possible hub name."""
+def _names_teacher(spec: str) -> bool:
+    # NAME=PATH, unless a folder has that very name.
+    names_source = "=" in spec and not Path(spec).exists()
+    return spec in KNOWN or names_source
+
+
+def check_model_name(spec: str) -> None:
+    """Refuse what is neither a teacher, nor the folder of a model, nor a possible hub name.
+
+    Raises:
+        RunError: Says what is legal.
+    """
     folder = Path(spec)
+    if _names_teacher(spec) or _holds_student(folder):
+        return
     if folder.is_dir():
         model_files = (folder / "modules.json", folder / "config.json")
         if not any(file.is_file() for file in model_files):

@@ -293,6 +293,7 @@ def test_settings_by_any_name(index, tmp_path):
         (5, {}, SettingError),
         ([None], {}, SettingError),
         (Path("runs/nowhere"), {}, RunError),
+        ("nowhere", {}, RunError),
         ("minilm", {"suite": "nope"}, SettingError),
         ("minilm", {"ties": "nope"}, SettingError),
         ("minilm", {"bootstrap": -1}, SettingError),

@@ -103,7 +103,7 @@ def _measure_scores(
     """Measure a matrix of scores across modalities; it tells nothing within one."""
     scores = split_scores(provider, split)
     test = coco_test(scores, split.view, split.dataset, coco_truths)
-    with named_in_errors(str(provider.path)):
+    with named_in_errors(str(provider.path), provider.path):
         figures, per_query = measure_scores(
             scores.similarities, scores, split.view, test, options.scoring
         )

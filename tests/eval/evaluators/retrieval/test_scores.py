@@ -222,7 +222,7 @@ def test_matrices_that_are_refused(split, here):
     }
     place = "row 1, column 2"
     faults = wrong_shape | {
-        "broken": Fault(EmbeddingsError, name=str(paths["broken"]), location=place),
+        "broken": Fault(EmbeddingsError, paths["broken"], place, str(paths["broken"])),
         "cube": Fault(FileFormatError, path=paths["cube"]),
         "empty": Fault(FileFormatError, path=paths["empty"]),
         "texts": Fault(FileFormatError, path=paths["texts"]),
