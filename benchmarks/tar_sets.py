@@ -5,6 +5,7 @@
 Tars of 20 pairs, and teachers that compute nothing: what is left is reading tars, decoding small
 pictures, and writing and sealing the files of the set. CPU time of a process and its peak memory,
 for all tars and for a tenth of them; the difference of the CPU times is what the other tars cost.
+Then what it costs to open the manifests of made-up sets of 40,000 and 140,000 tars.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import platform
 import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -29,13 +32,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cusa.data.tars.manifest import COUNTS, MANIFEST, Manifest, TarRows, write_manifest
 from cusa.precompute.pipeline import PipelineOptions
 from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.tars.run import TarPolicy, TarRun
 from cusa.precompute.teachers.base import Teacher
 
-SMOKE = ("--tars 10 --rounds 1",)
+SMOKE = ("--tars 10 --rounds 1 --manifests 20",)
 PAIRS = 20
 DIM = 8
 
@@ -132,11 +136,60 @@ def run(tars: Sequence[Path], folder: Path) -> tuple[float, float]:
     return receiver.recv()
 
 
+def make_manifest(folder: Path, n_tars: int) -> None:
+    """A manifest of made-up tars, with two teachers."""
+    generator = np.random.default_rng(0)
+    seals = generator.integers(0, 255, (n_tars, 32), np.uint8)
+    teachers = {}
+    for modality in ("image", "text"):
+        settings = NoWork(modality, modality).load().settings("fp32", "float16", "albef")
+        offsets = np.full(n_tars, 2048)
+        teachers[modality] = TarRows(settings, seals, offsets, np.zeros(n_tars, np.int64))
+    names = [f"{number:06d}" for number in range(n_tars)]
+    counts = {name: np.full(n_tars, 10_000) for name in COUNTS}
+    is_complete = np.ones(n_tars, bool)
+    write_manifest(folder, Manifest(names, counts, is_complete, "txt", seals, teachers))
+
+
+# In a new interpreter. Its rusage would begin with the peak memory of its parent, VmHWM does not.
+OPENING = """
+import re, sys, time
+from pathlib import Path
+from cusa.data.tars.tar_set import TarSet
+
+def peak_mib():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024
+
+before = peak_mib()
+began = time.process_time()
+TarSet(sys.argv[1])
+seconds = time.process_time() - began
+print(1000 * seconds, peak_mib() - before)
+"""
+
+
+def open_manifest(n_tars: int, rounds: int) -> dict[str, float]:
+    """CPU ms and MiB that opening a set takes, medians; bytes of a tar's entry."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_manifest(folder, n_tars)
+        n_bytes = (folder / MANIFEST).stat().st_size
+        costs = []
+        for _ in range(rounds):
+            command = [sys.executable, "-c", OPENING, name]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            costs.append(tuple(map(float, output.split())))
+    cpu_ms, peak_mib = map(statistics.median, zip(*costs, strict=True))
+    return {"CPU ms": cpu_ms, "MiB": peak_mib, "bytes a tar": n_bytes / n_tars}
+
+
 @click.command()
 @click.option("--tars", "n_tars", default=1000, type=click.IntRange(10))
+@click.option("--manifests", default="40000,140000", help="Numbers of tars, with commas.")
 @click.option("--rounds", default=3)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
-def main(n_tars: int, rounds: int, out: Path | None) -> None:
+def main(n_tars: int, manifests: str, rounds: int, out: Path | None) -> None:
     """Measure and print."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -157,6 +210,8 @@ def main(n_tars: int, rounds: int, out: Path | None) -> None:
         "peak MiB": all_mib,
         "peak over that of a tenth of the tars": all_mib / few_mib,
     }
+    for n_named in map(int, manifests.split(",")):
+        figures[f"manifest of {n_named:,} tars"] = open_manifest(n_named, rounds)
     text = json.dumps(figures, indent=2)
     click.echo(text)
     if out is not None:
