@@ -23,6 +23,15 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(1)
 NOT_NEGATIVE = click.IntRange(0)
+_OTHER_PATH = "; choose another path"
+# What to do about a refusal of the system.
+_ADVICE = {
+    errno.ENOSPC: "; free some space, and run the command again",
+    errno.ENOENT: _OTHER_PATH,
+    errno.ENOTDIR: _OTHER_PATH,
+    errno.EISDIR: _OTHER_PATH,
+    errno.EROFS: _OTHER_PATH,
+}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -71,9 +80,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             path = error.filename or error
             fail(f"no permission for {path}: choose another path, or change its permissions")
         except OSError as error:
-            advice = ""
-            if error.errno == errno.ENOSPC:
-                advice = "; free some space, and run the command again"
+            advice = _ADVICE.get(error.errno or 0, "")
             fail(f"{error.strerror or error} {error.filename or ''}".strip() + advice)
         except KeyboardInterrupt:
             fail("interrupted; what is finished is kept", INTERRUPTED_STATUS)

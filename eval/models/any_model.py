@@ -82,32 +82,32 @@ def _load(spec: str, device: str, checkpoint: str) -> Encoder:
         return _load_model(spec, device, checkpoint)
 
 
-def _names_teacher(spec: str) -> bool:
+def _names_teacher(model_name: str) -> bool:
     # NAME=PATH, unless a folder has that very name.
-    names_source = "=" in spec and not Path(spec).exists()
-    return spec in KNOWN or names_source
+    names_source = "=" in model_name and not Path(model_name).exists()
+    return model_name in KNOWN or names_source
 
 
-def check_model_name(spec: str) -> None:
+def check_model_name(model_name: str) -> None:
     """Refuse what is neither a teacher, nor the folder of a model, nor a possible hub name.
 
     Raises:
         RunError: Says what is legal.
     """
-    folder = Path(spec)
-    if _names_teacher(spec) or _holds_student(folder):
+    folder = Path(model_name)
+    if _names_teacher(model_name) or _holds_student(folder):
         return
     if folder.is_dir():
         model_files = (folder / "modules.json", folder / "config.json")
         if not any(file.is_file() for file in model_files):
             raise RunError(
-                f"folder {spec} holds no student, no modules.json and no config.json; legal: "
+                f"folder {model_name} holds no student, no modules.json and no config.json; legal: "
                 f"{LEGAL_MODELS}",
                 path=folder,
-                name=spec,
+                name=model_name,
             )
-    elif spec.count("/") != 1 or spec.startswith((".", "/", "~")):
-        raise RunError(f"unknown model {spec!r}; legal: {LEGAL_MODELS}", name=spec)
+    elif model_name.count("/") != 1 or model_name.startswith((".", "/", "~")):
+        raise RunError(f"unknown model {model_name!r}; legal: {LEGAL_MODELS}", name=model_name)
 
 
 def _holds_student(folder: Path) -> bool:

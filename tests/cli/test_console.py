@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cusa.cli.console import one_line_errors
 from cusa.cli.progress import progress
 from cusa.data.shell import shell_command
 from tests.helpers import make_pairs, make_tiny_vit, run_ok
@@ -25,6 +26,17 @@ def test_a_printed_command_runs_where_the_environment_is_not_active(monkeypatch,
 def test_a_printed_command_is_short_where_the_environment_is_active(monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert shell_command("cusa-eval", "--run", Path("runs/a")) == "cusa-eval --run runs/a"
+
+
+@pytest.mark.parametrize("place", ["missing/file", "file/within", "."])
+def test_a_refusal_of_the_system_is_one_line_that_names_the_path(tmp_path, capsys, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        one_line_errors(open)(tmp_path / place)
+    assert stopped.value.code == 1
+    line, end = capsys.readouterr().err.split("\n")
+    assert str(tmp_path / place) in line
+    assert not end
 
 
 _PRINTING = """
