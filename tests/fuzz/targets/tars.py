@@ -65,10 +65,12 @@ def _tar_agrees(_: Any, value: tuple[bool, Pairs], path: Path) -> bool:
 
 
 def _pairs_of_webdataset(path: Path) -> Pairs:
-    stop = webdataset.ignore_and_stop
+    # Damage of the tar ends it; a file twice ends nothing but its sample.
+    stop, go_on = webdataset.ignore_and_stop, webdataset.ignore_and_continue
     with path.open("rb") as file:
         source = [{"url": str(path), "stream": file}]
-        samples = list(group_by_keys(tar_file_expander(source, handler=stop), handler=stop))
+        files = tar_file_expander(source, handler=stop)
+        samples = list(group_by_keys(files, handler=go_on))
     pairs: Pairs = []
     for sample in samples:
         extension = next(filter(sample.__contains__, IMAGE_EXTENSIONS), None)

@@ -1,10 +1,10 @@
 """Stage one over tars: rows, resumption, damage, and runs side by side."""
 
+import itertools
 import multiprocessing
 import os
-import random
 import signal
-import time
+import sys
 from dataclasses import replace
 
 import h5py
@@ -112,25 +112,35 @@ def test_blocks_of_tars_change_no_byte(tmp_path, tars, make, monkeypatch):
     assert _contents(tmp_path / "one_block") == _contents(tmp_path / "a_tar_at_a_time")
 
 
+def _killed_at(n_renamings, make, tars, folder):
+    """Make rows in a process that is killed before it gives a file its final name."""
+    renamings = itertools.count(1)
+
+    def kill(event, _):
+        if event == "os.rename" and next(renamings) == n_renamings:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def make_and_die():
+        sys.addaudithook(kill)
+        make(tars, folder)
+
+    process = multiprocessing.get_context("fork").Process(target=make_and_die)
+    process.start()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
 def test_a_run_goes_on_where_it_was_killed(tmp_path, tars, make):
     """However often, and wherever; of the killed runs, nothing is left but whole files."""
     make(tars, tmp_path / "whole")
     expected = _contents(tmp_path / "whole")
     folder = tmp_path / "killed"
-    draw = random.Random(0)
-    n_killed = 0
-    for _ in range(8):
-        process = multiprocessing.get_context("fork").Process(target=make, args=(tars, folder))
-        process.start()
-        time.sleep(draw.uniform(0.05, 0.6))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        n_killed += process.exitcode == -signal.SIGKILL
-        left = _contents(folder)
-        for name, content in left.items():
+    # The fourth run is killed between two files of pairs, the last one before the manifest.
+    for n_renamings in (1, 3, 6, 5, 4, 2):
+        assert _killed_at(n_renamings, make, tars, folder)
+        for name, content in _contents(folder).items():
             if not name.endswith(".tmp"):
                 assert content == expected[name]
-    assert n_killed > 2
     make(tars, folder)
     assert _contents(folder) == expected
 
