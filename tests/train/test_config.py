@@ -65,7 +65,7 @@ def test_settings_reach_their_place():
     assert (config.loss.alpha, config.optim.lr, config.loss.terms) == (0.2, 1e-5, ("csa",))
     assert config.loss.tau == Temperature(0.07, 0.01, 0.10)
     assert differing(config, Config()) == [
-        "loss.terms (('csa',) / ('contrastive', 'csa', 'usa'))",
+        "loss.terms (['csa'] / ['contrastive', 'csa', 'usa'])",
         "loss.alpha (0.2 / 0.1)",
         "loss.tau.init (0.07 / 0.05)",
     ]
