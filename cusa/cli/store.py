@@ -16,13 +16,13 @@ from cusa.cli.console import (
     POSITIVE,
     STORE_ARGUMENT,
     command,
-    console,
     fail,
     quiet_libraries,
 )
 from cusa.cli.inspect_labels import inspect
 from cusa.cli.store_hub import pull, push
 from cusa.cli.store_rows import export, import_
+from cusa.screen.console import console
 from cusa.stages.machine import pick_device
 
 

@@ -7,16 +7,9 @@ from typing import Any
 
 import click
 
-from cusa.cli.console import (
-    NOT_NEGATIVE,
-    PATH,
-    POSITIVE,
-    choice_option,
-    command,
-    print_plain,
-    quiet_libraries,
-)
+from cusa.cli.console import NOT_NEGATIVE, PATH, POSITIVE, choice_option, command, quiet_libraries
 from cusa.data.errors import SettingError
+from cusa.screen.console import print_plain
 from cusa.train.preset_files import presets
 
 

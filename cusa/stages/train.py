@@ -126,10 +126,10 @@ def train_run(
     Raises:
         Stopped: If a signal arrived; the run can be resumed.
     """
-    from cusa.cli.console import console
-    from cusa.cli.progress import progress as progress_display
-    from cusa.cli.train_output import BarReporter, print_outcome, print_setup
     from cusa.eval.metrics.validation import validation_scores
+    from cusa.screen.console import console
+    from cusa.screen.progress import progress as progress_display
+    from cusa.screen.train_output import BarReporter, print_outcome, print_setup
     from cusa.train.trainer import Trainer
 
     is_quiet = not (progress and processes.leads)
