@@ -114,7 +114,7 @@ def main(sweep: str | None, axes: tuple[str, ...], **options: Any) -> None:
     """
     _check_sweep(sweep, axes, options["resume"])
     quiet_libraries()
-    from cusa.cli.train_output import print_next, print_sweep
+    from cusa.cli.train_figures import print_next, print_sweep
     from cusa.stages.train import train
     from cusa.stages.train_grid import train_grid
 
