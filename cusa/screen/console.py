@@ -17,8 +17,9 @@ def console(quiet: bool = False) -> Console:
     from rich.console import Console
 
     # In a service without any output, stdout is None.
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(quiet=quiet, width=None if is_terminal else LOG_WIDTH)
+    if sys.stdout is not None and sys.stdout.isatty():
+        return Console(quiet=quiet)
+    return Console(quiet=quiet, width=LOG_WIDTH)
 
 
 def print_plain(message: str, screen: Console | None = None) -> None:
@@ -28,4 +29,5 @@ def print_plain(message: str, screen: Console | None = None) -> None:
 
 def counted(number: int, unit: str) -> str:
     """Format a number with its unit: ``"1 epoch"``, ``"2,000 epochs"``."""
-    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
+    plural = "" if number == 1 else "s"
+    return f"{number:,} {unit}{plural}"
