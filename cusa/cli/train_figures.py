@@ -36,8 +36,8 @@ def print_sweep(folder: Path, rows: Sequence[Any]) -> None:
     """
     if validated(rows):
         recalls = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10")
-        table = Table(*rows[0].values, "runs", *recalls, "RSUM", "RSUM, last epoch")
-        table.title = "validation split, best epoch: mean ± standard deviation"
+        table = Table(*rows[0].values, "runs", *recalls, "RSUM", "RSUM, at the end")
+        table.title = "validation split, best student: mean ± standard deviation"
         for row in rows:
             table.add_row(*row.values.values(), str(row.n), *figures(row))
         console().print(table)

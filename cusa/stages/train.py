@@ -36,7 +36,8 @@ class TrainedRun:
 
     Attributes:
         run_dir: The run's directory.
-        epoch: The epoch of its best student; without a validation split, the last one.
+        epoch: Epochs that its best student was trained for, a fraction if it is of a step within
+            one; without a validation split, those of the last student.
         step: The step of that student.
         val: Recalls of the validation split by name, in percent, with that student; empty without a
             validation split.
@@ -46,7 +47,7 @@ class TrainedRun:
     """
 
     run_dir: Path
-    epoch: int
+    epoch: int | float
     step: int
     val: Mapping[str, float]
     notes: tuple[str, ...] = ()
