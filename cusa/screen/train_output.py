@@ -67,6 +67,7 @@ class BarReporter:
             f"{kind} {number:>3}  val RSUM {metrics['rsum']:6.1f}  "
             f"i2t R@1 {metrics['i2t_r1']:.1f}, t2i R@1 {metrics['t2i_r1']:.1f}{best}"
         )
+        self._epoch = self._current_epoch(metrics["step"])
         self._show(metrics["step"])
 
     def warned(self, message: str) -> None:
