@@ -22,7 +22,7 @@ lint: $(STAMP)
 # mypy does not follow setup.cfg's package_dir mapping: give it the packages under their import names.
 types: $(STAMP)
 	mkdir -p build/types/cusa
-	for file in cusa/*.py cusa/*.pyi cusa/cli cusa/hosts cusa/stages; do ln -sfn ../../../$$file build/types/$$file; done
+	for file in cusa/*.py cusa/*.pyi cusa/cli cusa/hosts cusa/screen cusa/stages; do ln -sfn ../../../$$file build/types/$$file; done
 	for room in data precompute train eval; do ln -sfn ../../../$$room build/types/cusa/$$room; done
 	MYPYPATH=build/types $(BIN)/mypy build/types/cusa tests/stages/typed_user.py
 

@@ -137,6 +137,29 @@ def test_only_command_lines_use_click_and_rich():
         assert not {n.split(".")[0] for n in _imports(path)} & {"click", "rich"}, path
 
 
+def _imports_of_cusa(folder):
+    """The files of a folder of cusa/ with what they import; commands of their own are left out."""
+    files = [path for path in (ROOT / "cusa" / folder).rglob("*.py") if path.name != "__main__.py"]
+    assert files
+    for path in files:
+        for name in _imports(path):
+            yield path, name
+
+
+@pytest.mark.parametrize(
+    ("folder", "callers"),
+    [
+        ("screen", ("cusa.cli", "cusa.hosts", "cusa.stages")),
+        ("stages", ("cusa.cli", "cusa.hosts")),
+        ("hosts", ("cusa.cli",)),
+    ],
+)
+def test_commands_call_stages_and_stages_call_the_screen(folder, callers):
+    """Never the other way round, not even for a type or within a function."""
+    for path, name in _imports_of_cusa(folder):
+        assert not f"{name}.".startswith(tuple(f"{caller}." for caller in callers)), (path, name)
+
+
 def _loads_a_model(call):
     """Whether a call is one of transformers' or sentence-transformers' that may run code of a
     model's folder.

@@ -90,24 +90,25 @@ def _absolute(path: str) -> str:
 
 
 def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
-    """Name the split to choose the best epoch on; ``None`` if the store lacks the default one."""
+    """Name the split to choose the best student on; ``None`` if the store lacks the default one."""
     name = config.data.val_split
     if name is not None and name not in store.splits and name != DataConfig.val_split:
         splits = ", ".join(store.splits)
         raise StoreError(
-            f"{store.path} has no split {name!r} to choose the best epoch on; it has: {splits}; "
+            f"{store.path} has no split {name!r} to choose the best student on; it has: {splits}; "
             "name one with --set data.val_split=SPLIT",
             path=store.path,
             name=name,
         )
     if name in store.splits:
         return name
-    if config.train.patience is not None:
-        raise SettingError(
-            f"--patience needs a validation split, and {store.path} has none to use; leave it "
-            "out, or name a split with --set data.val_split=SPLIT",
-            name="train.patience",
-        )
+    for setting in ("patience", "validate_every"):
+        if getattr(config.train, setting) is not None:
+            raise SettingError(
+                f"--{setting.replace('_', '-')} needs a validation split, and {store.path} has "
+                "none to use; leave it out, or name a split with --set data.val_split=SPLIT",
+                name=f"train.{setting}",
+            )
     return None
 
 

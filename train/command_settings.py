@@ -21,9 +21,11 @@ from cusa.train.config import (
     load_config_file,
     merge,
     nest,
+    override,
     parse_settings,
     refuse_hidden,
 )
+from cusa.train.length import refuse_endless_warmup
 from cusa.train.loss.config import TERMS
 from cusa.train.preset_files import load_preset
 from cusa.train.saving.hub_student import local_student
@@ -33,7 +35,15 @@ from cusa.train.settings import shortened
 
 # Settings that later versions added, and the values that change nothing. A sweep's folder is named
 # after its settings; leaving these out keeps the name that earlier versions gave it.
-_ADDED_LATER = {"optim.schedule": "step", "optim.schedule_epochs": None, "student.init": None}
+_ADDED_LATER = {
+    "optim.schedule": "step",
+    "optim.schedule_epochs": None,
+    "optim.schedule_steps": None,
+    "optim.warmup_steps": None,
+    "student.init": None,
+    "train.steps": None,
+    "train.validate_every": None,
+}
 
 
 @dataclass(frozen=True)
@@ -147,12 +157,15 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     Raises:
         CusaError: If a setting is illegal, or a file cannot be read.
     """
-    over = {}
-    if given.config_file:
-        over = load_config_file(given.config_file)
+    named: dict[str, Any] = {}
     for source in (given.settings, _named_store(given), flags):
-        refuse_hidden(over, source)
-        over = merge(over, source)
+        refuse_hidden(named, source)
+        named = merge(named, source)
+    over = named
+    if given.config_file:
+        in_file = load_config_file(given.config_file)
+        refuse_hidden(in_file, named)
+        over = override(in_file, named)
     # Check the settings before opening a path that they name: a file may hold anything.
     checked = build_config({name: over[name] for name in ("data", "student") if name in over})
     if checked.student.init is not None:
@@ -168,21 +181,9 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
             )
         student = over.get("student", {}).get("name")
         preset = default_preset(EmbeddingStore(checked.data.embeddings).dataset, student)
-    config = build_config(merge(load_preset(preset), over))
-    _refuse_endless_warmup(config)
+    config = build_config(override(load_preset(preset), over))
+    refuse_endless_warmup(config)
     return config
-
-
-def _refuse_endless_warmup(config: Config) -> None:
-    """Refuse a warm-up beyond the schedule's end, such as one that is counted in steps."""
-    warmup = config.optim.warmup_epochs
-    epochs = config.optim.schedule_epochs or config.train.epochs
-    if warmup > epochs:
-        raise SettingError(
-            f"setting optim.warmup_epochs is {warmup:g}, but the schedule has {epochs:,} epochs, "
-            "so the learning rate would not reach its peak; give epochs, not steps",
-            name="optim.warmup_epochs",
-        )
 
 
 def _initial_settings(init: Path) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _resumed_settings(run_dir: Path, given: Given) -> Config:
     """Override the run's own settings with the options; the trainer refuses what may not change."""
     stored = dataclasses.asdict(load_run(run_dir)[0])
     over = merge(given.settings, flag_settings(given.flags))
-    return build_config(merge(merge(stored, over), _named_store(given)))
+    return build_config(override(stored, merge(over, _named_store(given))))
 
 
 def _named_store(given: Given) -> dict[str, Any]:

@@ -48,6 +48,7 @@ SHORT = {
     "weight_decay": "optim.weight_decay",
     "warmup": "optim.warmup_epochs",
     "epochs": "train.epochs",
+    "steps": "train.steps",
     "batch_size": "train.batch_size",
     "student": "student.name",
     "init": "student.init",
@@ -68,8 +69,8 @@ class DataConfig:
         image_teacher: Teacher of the images' soft labels; ``None``: the store's only one.
         text_teacher: Teacher of the captions' soft labels; ``None``: the store's only one.
         train_split: Split that is trained on.
-        val_split: Split that the best epoch is chosen on. ``None``: none, and the last epoch is
-            kept; so, with a note, where the store has no split of the default name.
+        val_split: Split that the best student is chosen on. ``None``: none, and the last student
+            is kept; so, with a note, where the only store has no split of the default name.
         normalizer: Caption normaliser of a Hugging Face student.
     """
 
@@ -93,10 +94,12 @@ class OptimConfig:
         beta1: AdamW's first moment decay.
         beta2: AdamW's second moment decay.
         eps: AdamW's epsilon.
-        warmup_epochs: Epochs of linear warm-up, counted within ``epochs``.
+        warmup_epochs: Epochs of linear warm-up, counted within the run.
+        warmup_steps: Steps of linear warm-up; ``None``: ``warmup_epochs`` decides.
         schedule: When the learning rate changes: at every ``"step"`` or, as published, at every
             ``"epoch"``; see :func:`cusa.train.schedule.learning_rate`.
         schedule_epochs: Epochs that the cosine takes; later ones have ``min_lr``. ``None``: all.
+        schedule_steps: The same in steps; at most one of the two.
         grad_clip: Largest gradient norm; 0: no clipping, as published.
     """
 
@@ -107,18 +110,31 @@ class OptimConfig:
     beta2: Number = Field(default=0.999, ge=0, lt=1)
     eps: Number = Field(default=1e-8, gt=0, le=1)
     warmup_epochs: Number = Field(default=0.0, ge=0, le=MOST_EPOCHS)
+    warmup_steps: WholeNumber | None = Field(default=None, ge=0, le=MOST_STEPS)
     schedule: Literal["step", "epoch"] = "step"
     schedule_epochs: WholeNumber | None = Field(default=None, ge=1, le=MOST_EPOCHS)
+    schedule_steps: WholeNumber | None = Field(default=None, ge=1, le=MOST_STEPS)
     grad_clip: Number = Field(default=1.0, ge=0, le=GREATEST_NORM)
 
     def __post_init__(self) -> None:
-        """Refuse a cosine that would rise."""
+        """Refuse a cosine that would rise, and a length that is given in epochs and in steps."""
         if self.min_lr > self.lr:
             raise SettingError(
                 f"must be at most optim.lr, {self.lr:g}; got {self.min_lr:g}: lower it, too, with "
                 "--set optim.min_lr=NUMBER",
                 name="min_lr",
             )
+        if self.warmup_epochs and self.warmup_steps is not None:
+            raise _two_lengths("warmup_steps", self.warmup_steps, "optim.warmup_epochs")
+        if self.schedule_epochs is not None and self.schedule_steps is not None:
+            raise _two_lengths("schedule_steps", self.schedule_steps, "optim.schedule_epochs")
+
+
+def _two_lengths(name: str, steps: int, in_epochs: str) -> SettingError:
+    return SettingError(
+        f"cannot be {steps:,} beside {in_epochs}: they give the same length; leave out one",
+        name=name,
+    )
 
 
 @settings
@@ -126,7 +142,10 @@ class TrainConfig:
     """The loop.
 
     Attributes:
-        epochs: Passes over the captions.
+        epochs: Passes over the captions; ``None`` where ``steps`` is given.
+        steps: Optimizer steps of the whole run, instead of ``epochs``.
+        validate_every: Steps between validations; ``None``: each epoch ends with one. The last step
+            is followed by one, too.
         batch_size: Pairs per step of one process.
         accumulate: Gradient accumulation: a step takes so many times ``batch_size`` pairs, whose
             activations are in memory ``batch_size`` at a time; the loss is that of all of them
@@ -142,17 +161,19 @@ class TrainConfig:
             8.
         worker_start: How those processes begin.
         log_every: Steps between lines of metrics.jsonl.
-        checkpoint_steps: Steps between checkpoints; ``None``: by time alone. Every epoch ends with
-            one.
+        checkpoint_steps: Steps between checkpoints; ``None``: by time alone. Every validation ends
+            with one.
         checkpoint_minutes: Minutes between checkpoints; ``None``: by steps alone.
-        patience: Stop after so many epochs without a better validation RSUM; ``None``: never.
+        patience: Stop after so many validations without a better RSUM; ``None``: never.
         report_to: Trackers that show the run: ``"wandb"``, ``"trackio"``, ``"mlflow"``,
             ``"tensorboard"``; none by default.
         project: Project, or experiment in MLflow, that they show it in; ``None``: that of their
             environment variable, or else cusa.
     """
 
-    epochs: WholeNumber = Field(default=30, ge=1, le=MOST_EPOCHS)
+    epochs: WholeNumber | None = Field(default=30, ge=1, le=MOST_EPOCHS)
+    steps: WholeNumber | None = Field(default=None, ge=1, le=MOST_STEPS)
+    validate_every: WholeNumber | None = Field(default=None, ge=1, le=MOST_STEPS)
     batch_size: WholeNumber = Field(default=128, ge=1, le=GREATEST_BATCH)
     accumulate: WholeNumber = Field(default=1, ge=1, le=GREATEST_BATCH)
     micro_batch: WholeNumber | None = Field(default=None, ge=1, le=GREATEST_BATCH)
@@ -170,11 +191,20 @@ class TrainConfig:
     project: Annotated[Text, Field(min_length=1)] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a tracker that is given twice."""
+        """Refuse a run without a length or with two, and a tracker that is given twice."""
+        if self.epochs is None and self.steps is None:
+            raise SettingError("must be a number where train.steps is not given", name="epochs")
+        if self.epochs is not None and self.steps is not None:
+            raise _two_lengths("steps", self.steps, f"train.epochs, {self.epochs:,}")
         if len(set(self.report_to)) < len(self.report_to):
             raise SettingError(
                 f"must name each tracker at most once, got {list(self.report_to)}", name="report_to"
             )
+
+    @property
+    def counts_steps(self) -> bool:
+        """Return whether steps rather than epochs tell how long the run is or when it validates."""
+        return self.steps is not None or self.validate_every is not None
 
     @property
     def pairs_per_step(self) -> int:
@@ -232,6 +262,30 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             merged[key] = merge(base_value, value)
         else:
             merged[key] = value
+    return merged
+
+
+# Lengths that can be given in epochs or in steps, and their values where they are not given.
+_IN_TWO_UNITS = (
+    ("train", {"epochs": None, "steps": None}),
+    ("optim", {"warmup_epochs": 0.0, "warmup_steps": None}),
+    ("optim", {"schedule_epochs": None, "schedule_steps": None}),
+)
+
+
+def override(
+    base: Mapping[str, Any],
+    over: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Merge settings over weaker ones; a length replaces the same length in the other unit."""
+    merged = merge(base, over)
+    for section, lengths in _IN_TWO_UNITS:
+        given = over.get(section)
+        if not isinstance(given, Mapping):
+            continue
+        replaced = {name: none for name, none in lengths.items() if name not in given}
+        if any(given.get(name) is not None for name in lengths):
+            merged = merge(merged, {section: replaced})
     return merged
 
 
@@ -311,7 +365,7 @@ def build_config(settings: Mapping[str, Any]) -> Config:
         SettingError: If a name is unknown or a value illegal; the message says what is legal, and
             ``name`` is the setting's full name.
     """
-    return validate(Config, merge(dataclasses.asdict(Config()), _with_report_to(settings)))
+    return validate(Config, override(dataclasses.asdict(Config()), _with_report_to(settings)))
 
 
 def _with_report_to(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ class RunKeeper:
         device, n_processes = str(self._processes.device), self._processes.size
         self._clock = SessionClock(setup.run_dir, device, n_processes)
         self._saved_at = time.monotonic()
-        self._lost_epoch = 0  # the epoch of a best student that could not be saved; 0: none
+        self._lost_step = 0  # the step of a best student that could not be saved; 0: none
 
     def begin(self) -> None:
         """Write the run's first files, and remove what was written after its newest checkpoint."""
@@ -62,7 +62,7 @@ class RunKeeper:
             setup.processors.save(self._best_folder)
         # The steps after the newest whole checkpoint are taken again.
         self._checkpoints.tidy(progress.step)
-        self._log.trim(progress.step, progress.epoch)
+        self._log.trim(progress)
         save_run(setup.run_dir, setup.config, setup.provenance)
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -88,7 +88,9 @@ class RunKeeper:
         return minutes is not None and seconds >= 60 * minutes
 
     def save_checkpoint(
-        self, scores: Mapping[str, float] | None = None, epoch_ended: bool = False
+        self,
+        scores: Mapping[str, float] | None = None,
+        is_validated: bool = False,
     ) -> None:
         """Save everything that the run resumes from; if that fails, the last checkpoint stays.
 
@@ -96,19 +98,18 @@ class RunKeeper:
 
         Args:
             scores: The validation scores of these weights, if they were measured.
-            epoch_ended: Whether to save even if there is a checkpoint of this step, to record that
-                the epoch has ended.
+            is_validated: Whether to save even if there is a checkpoint of this step, to record the
+                validation.
         """
         progress = self._progress
         # Each process draws its own dropout masks.
         random_states = self._processes.everyones(self._state.random_states())
-        if self._processes.leads and (progress.step != self.saved_step or epoch_ended):
+        if self._processes.leads and (progress.step != self.saved_step or is_validated):
             tensors = self._state.tensors()
             for rank, states in enumerate(random_states):
                 tensors |= with_prefix(f"rng.{rank}", states)
-            epoch = progress.epochs_begun(self._setup.data.steps_per_epoch)
             meta = {
-                "origin": self._origin(epoch, scores or {}).to_dict(),
+                "origin": self._origin(scores or {}).to_dict(),
                 "progress": asdict(progress),
                 "scaler": self._state.scaler(),
             }
@@ -130,25 +131,26 @@ class RunKeeper:
         except OSError as error:
             self._warn(f"the time of training could not be written ({_reason(error)})")
 
-    def save_best(self, epoch: int, scores: Mapping[str, float]) -> bool:
-        """Save the student of an epoch as the best one; return whether that succeeded."""
-        origin = self._origin(epoch, scores)
+    def save_best(self, scores: Mapping[str, float]) -> bool:
+        """Save the student as the best one so far; return whether that succeeded."""
+        origin = self._origin(scores)
         try:
             save_student(self._best_folder / WEIGHTS_FILE, self._setup.step.student, origin)
             write_card(self._best_folder, origin)
         except OSError as error:
-            problem = f"epoch {epoch} is the best so far and could not be saved ({_reason(error)})"
+            moment = self._setup.length.moment(self._progress.step)
+            problem = f"{moment} is the best so far and could not be saved ({_reason(error)})"
             self._warn(f"{problem}; training goes on")
-            self._lost_epoch = epoch
+            self._lost_step = self._progress.step
             return False
-        self._lost_epoch = 0
+        self._lost_step = 0
         return True
 
-    def _origin(self, epoch: int, scores: Mapping[str, float]) -> Origin:
+    def _origin(self, scores: Mapping[str, float]) -> Origin:
         return Origin(
             config=self._setup.config,
             provenance=self._setup.provenance,
-            epoch=epoch,
+            epoch=self._setup.length.epochs(self._progress.step),
             step=self._progress.step,
             val=scores,
             n_pairs=len(self._setup.data.pairs),
@@ -165,11 +167,14 @@ class RunKeeper:
         if self.saved_step < self._progress.step:
             problem = "training is done, but its end could not be saved; make room"
             return self.with_resume_command(problem)
-        if self._lost_epoch:
-            lost = f"the student of epoch {self._lost_epoch}, the best one, could not be saved"
+        if self._lost_step:
+            length = self._setup.length
+            lost_moment = length.moment(self._lost_step)
+            lost = f"the student of {lost_moment}, the best one, could not be saved"
             instead = f"{self._best_folder} holds no student"
-            if self._progress.best_epoch:
-                instead = f"{self._best_folder} holds that of epoch {self._progress.best_epoch}"
+            if self._progress.best_step:
+                kept_moment = length.moment(self._progress.best_step)
+                instead = f"{self._best_folder} holds that of {kept_moment}"
             return f"training is done, but {lost}; {instead}"
         return ""
 

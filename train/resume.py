@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cusa.data.errors import RunError, SettingError, StoreError
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.config import Config, differing
+from cusa.train.config import Config, OptimConfig, differing
+from cusa.train.length import RunLength, Span, run_span, schedule_span
 from cusa.train.processes import Processes
 from cusa.train.saving.provenance import Beginning, Provenance
 from cusa.train.saving.run_dir import Checkpoints, load_run
-from cusa.train.saving.run_progress import Progress
+from cusa.train.saving.run_progress import Progress, ProgressInEpochs
 from cusa.train.saving.tensors import without_prefix
 from cusa.train.training_state import TrainingState
 
@@ -21,31 +23,83 @@ class BegunRun:
     """A run to be resumed.
 
     Attributes:
-        config: Its settings, with the number of epochs that is wanted now.
-        epochs_before: The number of epochs that it had until now.
+        config: Its settings, with the length that is wanted now.
+        span_before: The length that it had until now.
         beginning: The trained student that it began with, if any.
     """
 
     config: Config
-    epochs_before: int
+    span_before: Span
     beginning: Beginning | None
 
-    @property
-    def note(self) -> str:
-        """Describe what a changed number of epochs does to the schedule; empty if unchanged."""
-        epochs = self.config.train.epochs
-        if epochs == self.epochs_before:
+    def note(self, length: RunLength) -> str:
+        """Describe what a changed length does to the schedule; empty if it is unchanged.
+
+        Args:
+            length: The steps of the run as it is wanted now.
+        """
+        span = run_span(self.config)
+        before = self.span_before
+        if span == before:
             return ""
-        optim = self.config.optim
-        schedule_epochs = optim.schedule_epochs or epochs
-        change = f"{epochs:,} epochs instead of {self.epochs_before:,}"
-        schedule = f"the schedule stays that of {schedule_epochs:,}"
-        if epochs < schedule_epochs:
-            return f"{change}; {schedule} and ends early"
-        if epochs == schedule_epochs:
-            return f"{change}; {schedule}"
-        rate = f"from epoch {schedule_epochs + 1:,} on the learning rate is {optim.min_lr:g}"
-        return f"{change}; {schedule}: {rate}"
+        schedule = schedule_span(self.config)
+        change = f"{span} instead of {before.beside(span)}"
+        kept = f"the schedule stays that of {schedule.beside(span)}"
+        n_scheduled = schedule.in_steps(length.steps_per_epoch)
+        if length.total < n_scheduled:
+            return f"{change}; {kept} and ends early"
+        if length.total == n_scheduled:
+            return f"{change}; {kept}"
+        first_idle = schedule.amount + 1
+        rate = f"the learning rate is {self.config.optim.min_lr:g}"
+        return f"{change}; {kept}: from {schedule.unit} {first_idle:,} on {rate}"
+
+    def change(
+        self,
+        progress: Progress,
+        length: RunLength,
+    ) -> dict[str, Any]:
+        """Return the line of metrics.jsonl about a changed length; empty if it is unchanged.
+
+        Args:
+            progress: How far the run is.
+            length: The steps of the run as it is wanted now.
+        """
+        note = self.note(length)
+        if not note:
+            return {}
+        span = run_span(self.config)
+        units = f"{span.unit}s"
+        return {
+            "kind": units,
+            "step": progress.step,
+            "epoch": length.epochs(progress.step),
+            units: span.amount,
+            "note": note,
+        }
+
+    def refuse_idle_steps(self, steps_per_epoch: int) -> None:
+        """Refuse further steps whose learning rate would be 0.
+
+        Args:
+            steps_per_epoch: Optimizer steps per epoch.
+
+        Raises:
+            SettingError: If the run is made longer than its schedule, which ends at 0.
+        """
+        span = run_span(self.config)
+        schedule = schedule_span(self.config)
+        n_scheduled = schedule.in_steps(steps_per_epoch)
+        n_before = self.span_before.in_steps(steps_per_epoch)
+        is_longer = span.in_steps(steps_per_epoch) > max(n_scheduled, n_before)
+        if self.config.optim.min_lr > 0 or not is_longer:
+            return
+        raise SettingError(
+            f"--{span.unit}s {span.amount:,}: the schedule ends with {schedule.unit} "
+            f"{schedule.amount:,} at optim.min_lr, which is 0: a longer run would change nothing; "
+            "begin a new run with this one's student: --init",
+            name=f"train.{span.unit}s",
+        )
 
     def same_beginning(self, loaded: Beginning | None) -> Beginning | None:
         """Return the student that the run began with.
@@ -74,7 +128,7 @@ def begun_run(
     provenance: Provenance,
     store: EmbeddingStore,
 ) -> BegunRun:
-    """Check that a run may be resumed: only its epochs may change what is computed.
+    """Check that a run may be resumed: only its length may change what is computed.
 
     Args:
         run_dir: The run's directory.
@@ -88,9 +142,9 @@ def begun_run(
         RunError: If the run's files are damaged.
     """
     before, provenance_before = load_run(run_dir)
-    # The schedule stays as it was begun, whatever the number of epochs is now.
+    # The schedule stays as it was begun, whatever the length is now.
     resumed = _with_schedule_of(before, config)
-    as_before = _with_epochs_of(before, config)
+    as_before = _with_length_of(before, config)
     fields = differing(before, as_before)
     if fields:
         name = fields[0].partition(" ")[0]
@@ -105,45 +159,42 @@ def begun_run(
         )
     return BegunRun(
         config=resumed,
-        epochs_before=before.train.epochs,
+        span_before=run_span(before),
         beginning=provenance_before.beginning,
     )
 
 
-def _with_epochs_of(before: Config, config: Config) -> Config:
-    """Give ``config`` the run's own epochs, and its schedule unless ``config`` names another."""
-    schedule_epochs = config.optim.schedule_epochs or before.optim.schedule_epochs
-    return replace(
-        config,
-        optim=replace(config.optim, schedule_epochs=schedule_epochs),
-        train=replace(config.train, epochs=before.train.epochs),
-    )
+def _with_length_of(before: Config, config: Config) -> Config:
+    """Give ``config`` the run's own length, and its schedule unless ``config`` names another."""
+    optim = config.optim
+    if optim.schedule_epochs is None and optim.schedule_steps is None:
+        optim = _with_schedule(optim, before.optim.schedule_epochs, before.optim.schedule_steps)
+    train = replace(config.train, epochs=before.train.epochs, steps=before.train.steps)
+    return replace(config, optim=optim, train=train)
 
 
 def _with_schedule_of(before: Config, config: Config) -> Config:
     """Give ``config`` the schedule that the run was begun with."""
-    schedule_epochs = before.optim.schedule_epochs
-    if schedule_epochs is None and config.train.epochs != before.train.epochs:
-        schedule_epochs = before.train.epochs
-    is_longer = False
-    if schedule_epochs is not None:
-        is_longer = config.train.epochs > max(schedule_epochs, before.train.epochs)
-    if is_longer and config.optim.min_lr == 0:
-        raise SettingError(
-            f"--epochs {config.train.epochs:,}: the schedule ends with epoch {schedule_epochs:,} "
-            "at optim.min_lr, which is 0: more epochs would change nothing; begin a new run with "
-            "this one's student: --init",
-            name="train.epochs",
-        )
-    optim = replace(config.optim, schedule_epochs=schedule_epochs)
-    return replace(config, optim=optim)
+    epochs, steps = before.optim.schedule_epochs, before.optim.schedule_steps
+    has_own_length = epochs is not None or steps is not None
+    if not has_own_length and run_span(config) != run_span(before):
+        epochs, steps = before.train.epochs, before.train.steps
+    return replace(config, optim=_with_schedule(config.optim, epochs, steps))
+
+
+def _with_schedule(
+    optim: OptimConfig,
+    epochs: int | None,
+    steps: int | None,
+) -> OptimConfig:
+    return replace(optim, schedule_epochs=epochs, schedule_steps=steps)
 
 
 def restore_newest(
     run_dir: Path,
     state: TrainingState,
     processes: Processes,
-    steps_per_epoch: int,
+    length: RunLength,
 ) -> tuple[Progress, list[str]]:
     """Restore the newest checkpoint that is whole, if there is any checkpoint.
 
@@ -151,7 +202,7 @@ def restore_newest(
         run_dir: The run's directory.
         state: The state to restore.
         processes: The processes that train.
-        steps_per_epoch: Optimizer steps per epoch.
+        length: The steps of the run.
 
     Returns:
         How far the run is, and a line for each newer checkpoint that is damaged.
@@ -159,6 +210,7 @@ def restore_newest(
     Raises:
         RunError: If there are checkpoints and none is whole, or the newest is of another student or
             of another number of processes.
+        SettingError: If the run is beyond the end that is wanted now.
     """
     newest, problems = Checkpoints(run_dir).newest()
     if newest is None:
@@ -177,33 +229,12 @@ def restore_newest(
     except RunError as error:
         raise RunError(f"{run_dir}: {error}", path=run_dir) from None
     progress = newest.progress
-    if not 0 <= progress.steps_into_epoch(steps_per_epoch) <= steps_per_epoch:
-        raise RunError(
-            f"the checkpoint of {run_dir} is damaged (step {progress.step:,} is not within epoch "
-            f"{progress.epoch + 1:,})",
-            path=run_dir,
-        )
+    if isinstance(progress, ProgressInEpochs):
+        progress = progress.in_steps(length.steps_per_epoch)
+    try:
+        length.refuse_contradictory(progress)
+    except RunError as error:
+        message = f"the checkpoint of {run_dir} is damaged ({error})"
+        raise RunError(message, path=run_dir) from None
+    length.refuse_exceeded(progress)
     return progress, problems
-
-
-def refuse_fewer_epochs(
-    epochs: int,
-    progress: Progress,
-    steps_per_epoch: int,
-) -> None:
-    """Refuse a number of epochs that the run has exceeded already.
-
-    Args:
-        epochs: The number of epochs that is wanted.
-        progress: How far the run is.
-        steps_per_epoch: Optimizer steps per epoch.
-
-    Raises:
-        SettingError: If the run has begun more epochs than that.
-    """
-    epochs_begun = progress.epochs_begun(steps_per_epoch)
-    if epochs < epochs_begun:
-        raise SettingError(
-            f"--epochs {epochs:,}: {epochs_begun:,} epochs are begun already; pass as many or more",
-            name="train.epochs",
-        )

@@ -13,6 +13,7 @@ from cusa.data.errors import RunError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.assemble import MadeStudent, make_student, resolve
 from cusa.train.config import Config
+from cusa.train.length import RunLength, refuse_endless_warmup
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.memory import enough_memory
 from cusa.train.processes import Processes
@@ -47,6 +48,7 @@ class RunSetup:
         backbone: The transformers model within the student; ``None`` for the adapter.
         footprint: What training needs of the device's memory.
         data: What the student learns from and is validated on.
+        length: The steps of the run, and those that it validates after.
         notes: What the user should know of the data.
     """
 
@@ -62,6 +64,7 @@ class RunSetup:
     backbone: Any
     footprint: Footprint
     data: TrainingData
+    length: RunLength
     notes: list[str]
 
 
@@ -101,6 +104,9 @@ def set_up_run(
         initial = make_student(resolved, provenance, _student_folder(run_dir, resumed))
         provenance = _with_beginning(provenance, initial, resumed)
         data = open_training_data(store, resolved, provenance, initial.processors, processes)
+        refuse_endless_warmup(resolved, data.steps_per_epoch)
+        if resumed is not None:
+            resumed.refuse_idle_steps(data.steps_per_epoch)
         loss = CUSALoss(resolved.loss, gather=resolved.train.gather)
         step = TrainStep(initial.student, loss, resolved, processes.device).to(processes.device)
         footprint = _footprint(step, data)
@@ -120,6 +126,7 @@ def set_up_run(
         initial.backbone,
         footprint,
         data,
+        RunLength(resolved, data.steps_per_epoch),
         data_notes(data, config, store),
     )
 

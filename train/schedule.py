@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from cusa.train.config import Config
+from cusa.train.length import schedule_span, warmup_span
 
 
 def learning_rate(
@@ -15,18 +16,19 @@ def learning_rate(
     r"""Compute the learning rate of a step.
 
     The cosine is ``min_lr + (lr - min_lr) (1 + cos(pi t)) / 2`` (Loshchilov & Hutter, "SGDR", ICLR
-    2017, equation 5). Let T be the number of epochs (``optim.schedule_epochs``, or else
-    ``train.epochs``), W the warm-up epochs among them, and E the steps per epoch:
+    2017, equation 5). Let S be the steps of the schedule (``optim.schedule_steps`` or
+    ``optim.schedule_epochs``, or else those of the run), W the warm-up steps among them
+    (``optim.warmup_steps`` or ``optim.warmup_epochs``), and E the steps per epoch:
 
-    - ``optim.schedule: step``: the warm-up is ``lr (s + 1) / (W E)`` at step s, counted from 0;
-      then ``t = (s - W E) / (T E - 1 - W E)``, so that the last step has ``min_lr``.
+    - ``optim.schedule: step``: the warm-up is ``lr (s + 1) / W`` at step s, counted from 0; then
+      ``t = (s - W) / (S - 1 - W)``, so that the last step has ``min_lr``.
     - ``optim.schedule: epoch``: the rate is constant within epoch e, counted from 0. The warm-up is
-      ``lr (e + 1) / W``; then ``t = (e - W) / T``, so that the last epoch is still above
-      ``min_lr``. This is timm's ``CosineLRScheduler`` with ``t_in_epochs`` and ``warmup_prefix``,
-      stepped with the epoch's number before each epoch, as in ALBEF's code and the published
-      trainer of CUSA (its retrieval.py). The published runs have no warm-up.
+      ``lr (e + 1) / (W / E)``; then ``t = (e - W / E) / (S / E)``, so that the last epoch is still
+      above ``min_lr``. This is timm's ``CosineLRScheduler`` with ``t_in_epochs`` and
+      ``warmup_prefix``, stepped with the epoch's number before each epoch, as in ALBEF's code and
+      the published trainer of CUSA (its retrieval.py). The published runs have no warm-up.
 
-    Epochs after the first T have ``min_lr``.
+    Steps after the first S have ``min_lr``.
 
     Args:
         step: Steps done before this one.
@@ -34,12 +36,16 @@ def learning_rate(
         config: The run's settings.
     """
     optim = config.optim
-    epochs = optim.schedule_epochs or config.train.epochs
+    warmup_of_run = warmup_span(config)
+    warmup: float = warmup_of_run.in_steps(steps_per_epoch)
+    n_steps = schedule_span(config).in_steps(steps_per_epoch)
+    now, length = step, float(max(1, n_steps - 1 - warmup))
     if optim.schedule == "epoch":
-        now, warmup, length = step // steps_per_epoch, optim.warmup_epochs, float(epochs)
-    else:
-        now, warmup = step, round(optim.warmup_epochs * steps_per_epoch)
-        length = max(1, epochs * steps_per_epoch - 1 - warmup)
+        now, length = step // steps_per_epoch, n_steps / steps_per_epoch
+        # Epochs as they are given: rounded to steps and back, they would differ in the last bit.
+        warmup = warmup / steps_per_epoch
+        if warmup_of_run.unit == "epoch":
+            warmup = warmup_of_run.amount
     if now < warmup:
         return min(optim.lr, optim.lr * (now + 1) / warmup)
     cosine = math.cos(math.pi * min(1.0, (now - warmup) / length))

@@ -26,7 +26,7 @@ _SCORES = (
     "t2i_r10",
     "rsum",
 )
-_Scores = dict[str, dict[str, float]]  # by epoch ("best" or "last"), then by name
+_Scores = dict[str, dict[str, float]]  # by student ("best" or "last"), then by name
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class Row:
     Attributes:
         values: The values that they share, by axis.
         n: The number of runs.
-        mean: Mean of each score in percent, by epoch (``"best"`` or ``"last"``) and name; ``None``
-            without validation.
+        mean: Mean of each score in percent, by student (``"best"`` or ``"last"``) and name;
+            ``None`` without validation.
         std: Sample standard deviations likewise; ``None`` for one run or without validation.
     """
 
@@ -179,18 +179,18 @@ def _row(shared_values: Mapping[str, str], run_scores: Sequence[_Scores | None])
     mean = std = None
     measured = [scores for scores in run_scores if scores is not None]
     if len(measured) == n_runs:
-        mean = _by_epoch(statistics.fmean, measured)
+        mean = _by_student(statistics.fmean, measured)
         if n_runs > 1:
-            std = _by_epoch(statistics.stdev, measured)
+            std = _by_student(statistics.stdev, measured)
     return Row(shared_values, n_runs, mean, std)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Format scores, mean ± deviation, as a Markdown table: best epoch, and RSUM at the last."""
+    """Format the best students' scores, and RSUM at the end, as a Markdown table."""
     head = [*rows[0].values, "runs"]
     if validated(rows):
         head += [score.replace("_r", " R@") for score in _SCORES[:-1]]
-        head += ["RSUM, best epoch", "RSUM, last epoch"]
+        head += ["RSUM, best student", "RSUM, at the end"]
     table = [head, *([*row.values.values(), str(row.n), *figures(row)] for row in rows)]
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     lines.insert(1, "|" + "---|" * len(head))
@@ -203,30 +203,30 @@ def validated(rows: Sequence[Row]) -> bool:
 
 
 def figures(row: Row) -> list[str]:
-    """Format a row's scores at the best epoch, then RSUM at the last; empty without validation."""
+    """Format a row's scores of the best student, then RSUM at the end; empty without validation."""
     if row.mean is None:
         return []
     columns = [*(("best", score) for score in _SCORES), ("last", "rsum")]
     texts = []
-    for epoch, score in columns:
-        text = f"{row.mean[epoch][score]:.1f}"
+    for student, score in columns:
+        text = f"{row.mean[student][score]:.1f}"
         if row.std:
-            text += f" ± {row.std[epoch][score]:.1f}"
+            text += f" ± {row.std[student][score]:.1f}"
         texts.append(text)
     return texts
 
 
 def _scores(run_dir: Path) -> _Scores | None:
-    """Read a run's scores at the best and the last epoch; ``None`` without a validation split."""
+    """Read a run's best and its last scores; ``None`` without a validation split."""
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "val"]
     if not lines and load_run(run_dir)[0].data.val_split is None:
         return None
     best_lines = [line for line in lines if line["best"]]
     try:
-        by_epoch = {}
-        for epoch, line in (("best", best_lines[-1]), ("last", lines[-1])):
-            by_epoch[epoch] = {score: line[score] for score in _SCORES}
-        return by_epoch
+        by_student = {}
+        for student, line in (("best", best_lines[-1]), ("last", lines[-1])):
+            by_student[student] = {score: line[score] for score in _SCORES}
+        return by_student
     except (IndexError, KeyError):
         path = run_dir / METRICS_FILE
         raise RunError(
@@ -235,11 +235,15 @@ def _scores(run_dir: Path) -> _Scores | None:
         ) from None
 
 
-def _by_epoch(statistic: Callable[[list[float]], float], run_scores: Sequence[_Scores]) -> _Scores:
-    """Compute a statistic of each score over runs, for the best and the last epoch."""
-    by_epoch: _Scores = {}
-    for epoch in ("best", "last"):
-        by_epoch[epoch] = {}
+def _by_student(
+    statistic: Callable[[list[float]], float],
+    run_scores: Sequence[_Scores],
+) -> _Scores:
+    """Compute a statistic of each score over runs, for the best and the last student."""
+    by_student: _Scores = {}
+    for student in ("best", "last"):
+        by_student[student] = {}
         for score in _SCORES:
-            by_epoch[epoch][score] = statistic([scores[epoch][score] for scores in run_scores])
-    return by_epoch
+            values = [scores[student][score] for scores in run_scores]
+            by_student[student][score] = statistic(values)
+    return by_student

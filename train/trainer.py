@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cusa.train.loss.cusa_loss import LossTerms
 from cusa.train.memory import enough_memory
 from cusa.train.processes import Processes
 from cusa.train.reporter import Reporter, report_end
-from cusa.train.resume import refuse_fewer_epochs, restore_newest
+from cusa.train.resume import BegunRun, restore_newest
 from cusa.train.run_setup import set_up_run
 from cusa.train.saving.run_dir import read_history
 from cusa.train.saving.run_progress import Progress
@@ -48,8 +48,8 @@ class Trainer:
         workers: Processes that read batches, for each training process.
         run_dir: Directory of the run; without ``resume``, it must be empty or not exist.
         resume: Whether to resume the run in that directory, if it holds one.
-        validation_scores: Computes ``rsum``, by which the best epoch is chosen, and further scores
-            of the validation split, in percent
+        validation_scores: Computes ``rsum``, by which the best student is chosen, and further
+            scores of the validation split, in percent
             (:func:`cusa.eval.metrics.validation.validation_scores`).
 
     Attributes:
@@ -79,7 +79,7 @@ class Trainer:
         self.progress = Progress.start()
         self.notes = [*setup.notes]
         if setup.resumed is not None:
-            self._restore(setup.resumed.note)
+            self._restore(setup.resumed)
         self.keeper = RunKeeper(setup, self.state, self.progress, self._warn)
         self._validation = Validation(setup, self.keeper, self.progress, validation_scores)
         self._module: nn.Module = setup.step
@@ -88,25 +88,23 @@ class Trainer:
         # The time and step from which the next report counts its samples per second.
         self._pace_start = (time.perf_counter(), self.progress.step)
 
-    def _restore(self, note: str) -> None:
-        """Restore the newest checkpoint of a resumed run; ``note`` is about its schedule."""
+    def _restore(self, resumed: BegunRun) -> None:
+        """Restore the newest checkpoint of a resumed run."""
         setup = self.setup
-        steps_per_epoch = setup.data.steps_per_epoch
         self.progress, problems = restore_newest(
-            setup.run_dir, self.state, setup.processes, steps_per_epoch
+            setup.run_dir, self.state, setup.processes, setup.length
         )
-        refuse_fewer_epochs(setup.config.train.epochs, self.progress, steps_per_epoch)
-        notes = [note, read_history(setup.run_dir).note, *problems]
-        self.notes += filter(None, notes)
+        notes = [resumed.note(setup.length), read_history(setup.run_dir).note]
+        self.notes += filter(None, [*notes, *problems])
 
     @property
     def finished(self) -> bool:
-        """Return whether the last epoch is done, or patience has run out since the best one."""
-        train = self.setup.config.train
-        if self.progress.epoch >= train.epochs:
+        """Return whether the last step is validated, or patience has run out since the best one."""
+        progress = self.progress
+        if progress.validated_step >= self.setup.length.total:
             return True
-        epochs_since_best = self.progress.epoch - self.progress.best_epoch
-        return train.patience is not None and epochs_since_best >= train.patience
+        patience = self.setup.config.train.patience
+        return patience is not None and progress.validations_since_best >= patience
 
     def fit(
         self,
@@ -142,8 +140,9 @@ class Trainer:
                     run_lock.enter_context(FolderLock(setup.run_dir))
             run_lock.enter_context(report_end(self._reporters))
             self._begin()
+            batches = run_lock.enter_context(contextlib.closing(self._batches(pool)))
             while not self.finished:
-                self._train_epoch(pool)
+                self._train_to(self.setup.length.next_validation(self.progress), batches)
                 self._validate()
         lost = self.keeper.lost_at_the_end()
         if lost:
@@ -154,7 +153,7 @@ class Trainer:
         setup = self.setup
         processes = setup.processes
         progress = self.progress
-        positions = processes.everyones((progress.step, progress.epoch))
+        positions = processes.everyones((progress.step, progress.validated_step))
         if len(set(positions)) > 1:
             raise RunError(
                 "the processes have read different checkpoints; make the same "
@@ -166,37 +165,41 @@ class Trainer:
             self._module = DistributedDataParallel(setup.step)
         if processes.leads:
             self.keeper.begin()
-        if setup.resumed is not None and setup.resumed.note:
-            line = {
-                "kind": "epochs",
-                "step": progress.step,
-                "epoch": progress.epoch,
-                "epochs": setup.config.train.epochs,
-                "note": setup.resumed.note,
-            }
-            self.keeper.log(line)
+        if setup.resumed is not None:
+            change = setup.resumed.change(progress, setup.length)
+            if change:
+                self.keeper.log(change)
         for reporter in self._reporters:
             reporter.started(self)
 
     # --- steps
 
-    def _train_epoch(self, pool: WorkerPool[Batch]) -> None:
-        """Take the remaining steps of the current epoch."""
+    def _batches(self, pool: WorkerPool[Batch]) -> Generator[Batch, None, None]:
+        """Yield the batches of all remaining steps, epoch by epoch, on the device."""
         data = self.setup.data
-        data.order.epoch = self.progress.epoch
-        data.order.first = self.progress.steps_into_epoch(data.steps_per_epoch)
-        self.setup.step.train()
-        self._pace_start = (time.perf_counter(), self.progress.step)
+        first = self.progress.step
         # Inputs that are encoded a few at a time are also moved to the device a few at a time.
         whole_inputs = self.setup.step.at_a_time is None
-        batches = on_device(pool.read(data.order), self.setup.processes.device, whole_inputs)
-        not_finite = ""
         while True:
+            data.order.epoch, data.order.first = divmod(first, data.steps_per_epoch)
+            yield from on_device(pool.read(data.order), self.setup.processes.device, whole_inputs)
+            first = (data.order.epoch + 1) * data.steps_per_epoch
+
+    def _train_to(
+        self,
+        last_step: int,
+        batches: Iterator[Batch],
+    ) -> None:
+        """Take steps up to one that is to be validated."""
+        self.setup.step.train()
+        self._pace_start = (time.perf_counter(), self.progress.step)
+        not_finite = ""
+        while self.progress.step < last_step:
             batch, fault = next_batch(batches)
             self._agree_to_go_on(fault, not_finite)
-            if batch is None:
-                return
+            assert batch is not None  # without one there is a fault
             not_finite = self._train_on(batch)
+        self._agree_to_go_on("", not_finite)
 
     def _agree_to_go_on(self, fault: str, not_finite: str) -> None:
         """Stop all processes if one of them cannot go on, and save a checkpoint if one is due.
@@ -285,8 +288,8 @@ class Trainer:
             reporter.stepped(metrics)
 
     def _validate(self) -> None:
-        """Measure the validation split, if there is one, and end the epoch."""
-        self._validation.end_epoch(self._check_stop, self._reporters)
+        """Measure the validation split, if there is one."""
+        self._validation.validate(self._check_stop, self._reporters)
 
     def _warn(self, text: str) -> None:
         for reporter in self._reporters:

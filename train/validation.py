@@ -1,4 +1,4 @@
-"""The end of an epoch: validation, and saving the best student."""
+"""Validation, and saving the best student."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ADAPTER_BATCH = 256  # MLPs have room for more pairs than in training
 
 @dataclass(frozen=True)
 class Validation:
-    """Ends epochs; all processes must make every call.
+    """Validates a run; all processes must make every call.
 
     Attributes:
         setup: What the run trains with.
@@ -37,10 +37,10 @@ class Validation:
     progress: Progress
     scores: ValidationScores
 
-    def end_epoch(self, check_stop: Callable[[], None], reporters: Sequence[Reporter]) -> None:
-        """Validate an epoch, and save its student if it is the best, its scores and a checkpoint.
+    def validate(self, check_stop: Callable[[], None], reporters: Sequence[Reporter]) -> None:
+        """Validate the student, and save it if it is the best, its scores and a checkpoint.
 
-        Without a validation split, every epoch counts as the best so far.
+        Without a validation split, every student counts as the best so far.
 
         Args:
             check_stop: Called after each batch if this process trains alone; may raise.
@@ -56,21 +56,17 @@ class Validation:
         # Save the student first, since the checkpoint records whether it is the best.
         scores, is_best = self._scores_and_best(embeddings)
         progress = self.progress
-        progress.epoch += 1
-        if is_best:
-            progress.best_epoch = progress.epoch
-            progress.best_rsum = scores.get("rsum")
-
+        progress.validated(scores.get("rsum"), is_best)
         metrics: dict[str, Any] = {
             "kind": "val",
             "step": progress.step,
-            "epoch": progress.epoch,
+            "epoch": self.setup.length.epochs(progress.step),
             "best": is_best,
             **scores,
         }
         if scores:
             self.keeper.log(metrics)
-        self.keeper.save_checkpoint(scores, epoch_ended=True)
+        self.keeper.save_checkpoint(scores, is_validated=True)
         if scores:
             for reporter in reporters:
                 reporter.validated(metrics)
@@ -104,26 +100,25 @@ class Validation:
             raise error.reworded(message) from None
 
     def _scores_and_best(self, embeddings: SplitEmbeddings | None) -> tuple[dict[str, float], bool]:
-        """Score an epoch, and save its student if it is the best; the leading process decides."""
+        """Score the student, and save it if it is the best; the leading process decides."""
         progress = self.progress
         processes = self.setup.processes
-        epoch = progress.epoch + 1
         scores = {}
         is_best = embeddings is None
         with processes.all_or_none():
             if processes.leads and embeddings is not None:
-                scores = self._scores_of_epoch(embeddings, epoch)
+                scores = self._scores_of(embeddings)
                 is_best = progress.best_rsum is None or scores["rsum"] > progress.best_rsum
         if is_best and processes.leads:
-            is_best = self.keeper.save_best(epoch, scores)
+            is_best = self.keeper.save_best(scores)
         return processes.everyones((scores, is_best))[0]
 
-    def _scores_of_epoch(self, embeddings: SplitEmbeddings, epoch: int) -> dict[str, float]:
+    def _scores_of(self, embeddings: SplitEmbeddings) -> dict[str, float]:
         try:
             return self.scores(embeddings)
         except CusaError as error:  # embeddings that are not finite
+            moment = self.setup.length.moment(self.progress.step)
             raise RunError(
-                f"epoch {epoch} cannot be validated: {error}; begin a new run with a lower "
-                "optim.lr",
+                f"{moment} cannot be validated: {error}; begin a new run with a lower optim.lr",
                 path=self.setup.run_dir,
             ) from None

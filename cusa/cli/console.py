@@ -1,4 +1,4 @@
-"""Shared parts of the command lines: one-line errors, settings of click, the screen."""
+"""Shared parts of the command lines: one-line errors and settings of click."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from cusa.data.errors import CusaError, Stopped
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 PATH = click.Path(path_type=Path)
@@ -53,8 +50,6 @@ STORE_ARGUMENT = click.argument("store_path", metavar="STORE", type=PATH)
 
 # 128 + SIGINT, as in shells.
 INTERRUPTED_STATUS = 130
-# Width of tables if the output is not a terminal.
-LOG_WIDTH = 120
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,25 +134,6 @@ def fail(message: str, status: int = 1) -> NoReturn:
     """Print ``Error: message`` on stderr and exit."""
     click.echo(f"Error: {message}", err=True)
     sys.exit(status)
-
-
-def console(quiet: bool = False) -> Console:
-    """Make a rich console on stdout, wide enough for tables if that is not a terminal."""
-    from rich.console import Console
-
-    # In a service without any output, stdout is None.
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(quiet=quiet, width=None if is_terminal else LOG_WIDTH)
-
-
-def print_plain(message: str, screen: Console | None = None) -> None:
-    """Print text on stdout as it is, without markup, colours or added line breaks."""
-    (screen or console()).print(message, highlight=False, markup=False, soft_wrap=True)
-
-
-def counted(number: int, unit: str) -> str:
-    """Format a number with its unit: ``"1 epoch"``, ``"2,000 epochs"``."""
-    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
 
 
 def quiet_libraries() -> None:

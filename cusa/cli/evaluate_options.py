@@ -7,14 +7,7 @@ from typing import Any
 
 import click
 
-from cusa.cli.console import (
-    DEVICE_OPTION,
-    NOT_NEGATIVE,
-    PATH,
-    POSITIVE,
-    Decorator,
-    choice_option,
-)
+from cusa.cli.console import DEVICE_OPTION, NOT_NEGATIVE, PATH, POSITIVE, Decorator, choice_option
 from cusa.cli.data_options import column_options, dataset_option
 
 # Key in click's context for (spec, whether it is a run), in the order of the command line.

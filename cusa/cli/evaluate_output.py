@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import rich.table
 from rich.markup import escape
 
-from cusa.cli.console import console, print_plain
 from cusa.eval.evaluate import Evaluation, make_sections
 from cusa.eval.report.paired_differences import Difference
 from cusa.eval.report.tables import ComparedColumn, Section, Table
+from cusa.screen.console import console, print_plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,16 +8,9 @@ from typing import Any
 
 import click
 
-from cusa.cli.console import (
-    JSON_OPTION,
-    NOT_NEGATIVE,
-    PATH,
-    POSITIVE,
-    STORE_ARGUMENT,
-    command,
-    print_plain,
-)
+from cusa.cli.console import JSON_OPTION, NOT_NEGATIVE, PATH, POSITIVE, STORE_ARGUMENT, command
 from cusa.data.errors import SettingError
+from cusa.screen.console import print_plain
 
 
 @command()
@@ -61,8 +54,8 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
 
     Batches are drawn as cusa-train draws them; no model is loaded.
     """
-    from cusa.cli.progress import StepTasks, progress
     from cusa.data.store.reader import EmbeddingStore
+    from cusa.screen.progress import StepTasks, progress
 
     # Report mistakes before torch is imported and the work begins.
     opened = EmbeddingStore(store_path)

@@ -6,9 +6,9 @@ import math
 
 from rich.table import Table
 
-from cusa.cli.console import console, print_plain
 from cusa.eval.inspection.results import FalseNegativeCount, Inspection
 from cusa.eval.inspection.soft_labels import format_figure
+from cusa.screen.console import console, print_plain
 
 
 def print_inspection(inspection: Inspection) -> None:

@@ -19,12 +19,12 @@ from cusa.cli.console import (
     POSITIVE,
     choice_option,
     command,
-    print_plain,
     quiet_libraries,
 )
 from cusa.cli.data_options import DATASETS_OPTION, column_options
 from cusa.data.errors import SettingError
 from cusa.data.shell import shell_command
+from cusa.screen.console import print_plain
 
 # Options that apply to WebDataset tars alone.
 _ONLY_TARS = ("caption", "on_tar", "tars")

@@ -1,4 +1,4 @@
-"""The output of ``cusa-precompute``: its progress, its outcome, and the table of ``--plan``."""
+"""The output of ``cusa-precompute``: its outcome, and the table of ``--plan``."""
 
 from __future__ import annotations
 
@@ -6,79 +6,16 @@ import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from cusa.cli.console import console, print_plain
-from cusa.precompute.run_record import RunRecord
+from cusa.screen.console import console, print_plain
 
 if TYPE_CHECKING:
     # These import torch, which would delay the report of a mistyped option.
     from cusa.precompute.estimate import Estimate
     from cusa.stages.precompute import Plan
     from cusa.stages.precomputed_store import PrecomputedStore
-
-
-class BarReporter(RunRecord):
-    """Shows a run as progress bars, and keeps what it reports.
-
-    Args:
-        progress_bar: The progress.
-        screen: Where notes are printed.
-    """
-
-    def __init__(self, progress_bar: Progress, screen: Console) -> None:
-        super().__init__()
-        self._bar = progress_bar
-        self._screen = screen
-        self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._loading: TaskID | None = None
-
-    def loading(self, teacher: str) -> None:
-        """Show that a teacher's weights are being loaded."""
-        self._loading = self._bar.add_task(f"{teacher}: loading", total=None)
-
-    def loaded(self) -> None:
-        """Show that the weights are loaded."""
-        if self._loading is not None:
-            self._bar.remove_task(self._loading)
-            self._loading = None
-
-    def planned(self, teacher: str, split: str, n_rows: int, n_done: int) -> None:
-        """Add a bar for the rows of a teacher for a split."""
-        super().planned(teacher, split, n_rows, n_done)
-        description = f"{teacher} {split}"
-        task = self._bar.add_task(description, total=n_rows, completed=n_done, unit=self.unit)
-        self._tasks[teacher, split] = task
-
-    def advanced(self, teacher: str, split: str, n_done: int, file: str) -> None:
-        """Show the rows that all processes together have made in this run."""
-        super().advanced(teacher, split, n_done, file)
-        task = self._tasks.get((teacher, split))
-        if task is None:
-            return
-        count = self.counts[teacher, split]
-        completed = count.before + count.now
-        # After the last row, there is no current shard to show.
-        status = file if completed < count.total else ""
-        self._bar.update(task, completed=completed, status=status)
-
-    def note(self, text: str) -> None:
-        """Print something that the user should know."""
-        super().note(text)
-        print_labelled(self._screen, "[yellow]note:[/]", text)
-
-    def fault(self, text: str) -> None:
-        """Print an image or a caption that cannot be used."""
-        super().fault(text)
-        print_labelled(self._screen, "[red]fault:[/]", text)
-
-
-def print_labelled(screen: Console, label: str, message: str) -> None:
-    """Print a label, which may have markup, and a message, whose brackets are kept."""
-    screen.print(f"{label} {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def print_outcome(store: PrecomputedStore) -> None:

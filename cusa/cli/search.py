@@ -7,17 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import (
-    DEVICE_OPTION,
-    PATH,
-    POSITIVE,
-    choice_option,
-    command,
-    counted,
-    print_plain,
-    quiet_libraries,
-)
+from cusa.cli.console import DEVICE_OPTION, PATH, POSITIVE, choice_option, command, quiet_libraries
 from cusa.data.shell import shell_command
+from cusa.screen.console import counted, print_plain
 from cusa.stages.machine import default_workers, pick_device
 
 if TYPE_CHECKING:
@@ -51,7 +43,7 @@ def index(
     **settings: Any,
 ) -> None:
     """Index a folder of images, or a .txt file of one text per line, for cusa-eval search."""
-    from cusa.cli.progress import progress
+    from cusa.screen.progress import progress
 
     quiet_libraries()
     from cusa.eval.models.evaluated_models import latest_run

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,14 +18,18 @@ from cusa.cli.console import (
     POSITIVE,
     STORE_ARGUMENT,
     command,
-    console,
     fail,
     quiet_libraries,
 )
 from cusa.cli.inspect_labels import inspect
 from cusa.cli.store_hub import pull, push
 from cusa.cli.store_rows import export, import_
+from cusa.data.errors import SettingError
+from cusa.screen.console import console
 from cusa.stages.machine import pick_device
+
+if TYPE_CHECKING:
+    from cusa.precompute.audit import Audit
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)
@@ -112,6 +118,12 @@ def verify(store_path: Path, repair: bool) -> None:
     help="Cosine that every row must reach.",
 )
 @DEVICE_OPTION
+@click.option(
+    "--dataset",
+    multiple=True,
+    metavar="TARS",
+    help="Of a set of tars: the tars, as for cusa-precompute; at most 16 of them are read.",
+)
 def audit(
     store_path: Path,
     teachers: tuple[str, ...],
@@ -119,22 +131,19 @@ def audit(
     seed: int,
     least_cosine: float,
     device: str,
+    dataset: tuple[str, ...],
 ) -> None:
-    """Run the teachers again on random rows, and compare."""
-    from cusa.data.store.reader import EmbeddingStore
+    """Run the teachers again on random rows, and compare.
 
-    # Opened first, to report a mistyped store before libraries are imported.
-    opened = EmbeddingStore(store_path)
-    quiet_libraries()
+    STORE is the index of a store, or the folder of a set of tars. The tars have to be those that
+    the rows of the set were made of.
+    """
+    from cusa.data.tars.verify import holds_set
+
+    run_teachers = _audit_set if holds_set(store_path) else _audit_store
+    audits = run_teachers(store_path, teachers, dataset, sample, seed, device)
 
     from cusa.cli.store_output import audits_table
-    from cusa.precompute.audit import audit as audit_teacher
-
-    device = pick_device(device)
-    audits = []
-    for spec in teachers or opened.teachers:
-        teacher_name, _, source = spec.partition("=")
-        audits += audit_teacher(opened, teacher_name, source or None, sample, seed, device)
 
     console().print(audits_table(audits, least_cosine))
     n_wrong = sum(result.least < least_cosine for result in audits)
@@ -143,6 +152,62 @@ def audit(
             f"{n_wrong} of {len(audits)} are wrong: rows differ from the teacher's output "
             f"(cosine < {least_cosine})"
         )
+
+
+def _audit_store(
+    store_path: Path,
+    teachers: Sequence[str],
+    dataset: Sequence[str],
+    sample: int,
+    seed: int,
+    device: str,
+) -> list[Audit]:
+    from cusa.data.store.reader import EmbeddingStore
+
+    if dataset:
+        raise SettingError(
+            f"--dataset is for sets of tars; {store_path} knows its images", name="dataset"
+        )
+    # Opened first, to report a mistyped store before libraries are imported.
+    opened = EmbeddingStore(store_path)
+    quiet_libraries()
+    from cusa.precompute.audit import audit as audit_teacher
+
+    audits = []
+    device = pick_device(device)
+    for spec in teachers or opened.teachers:
+        teacher_name, _, source = spec.partition("=")
+        audits += audit_teacher(opened, teacher_name, source or None, sample, seed, device)
+    return audits
+
+
+def _audit_set(
+    folder: Path,
+    teachers: Sequence[str],
+    dataset: Sequence[str],
+    sample: int,
+    seed: int,
+    device: str,
+) -> list[Audit]:
+    from cusa.data.tars.paths import expand_tars
+    from cusa.data.tars.tar_set import TarSet
+
+    if not dataset:
+        raise SettingError(
+            f"{folder} is a set of tars, which does not know where they are; pass --dataset TARS",
+            name="dataset",
+        )
+    tars = expand_tars(dataset)
+    opened = TarSet(folder)
+    sources: dict[str, str] = {}
+    for spec in teachers or opened.teachers:
+        teacher_name, _, source = spec.partition("=")
+        # The set records no folders of models; known teachers are found by their names.
+        sources[teacher_name] = source or teacher_name
+    quiet_libraries()
+    from cusa.precompute.tars.audit import audit_set
+
+    return audit_set(opened, tars, sources, sample, seed, pick_device(device))
 
 
 @command()

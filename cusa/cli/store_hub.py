@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from cusa.cli.console import PATH, STORE_ARGUMENT, command, print_plain, quiet_libraries
+from cusa.cli.console import PATH, STORE_ARGUMENT, command, quiet_libraries
 from cusa.data.shell import shell_command
+from cusa.screen.console import print_plain
 
 _REPOSITORY_ARGUMENT = click.argument("repository", metavar="OWNER/NAME")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from cusa.cli.console import console, print_plain
+from cusa.screen.console import console, print_plain
 
 if TYPE_CHECKING:
     # This imports torch, which a summary does not need.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cusa.cli.console import print_plain
+from cusa.screen.console import print_plain
 
 if TYPE_CHECKING:
     # This imports numpy and h5py, which would delay the report of a mistyped option.

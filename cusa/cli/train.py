@@ -7,16 +7,9 @@ from typing import Any
 
 import click
 
-from cusa.cli.console import (
-    NOT_NEGATIVE,
-    PATH,
-    POSITIVE,
-    choice_option,
-    command,
-    print_plain,
-    quiet_libraries,
-)
+from cusa.cli.console import NOT_NEGATIVE, PATH, POSITIVE, choice_option, command, quiet_libraries
 from cusa.data.errors import SettingError
+from cusa.screen.console import print_plain
 from cusa.train.preset_files import presets
 
 
@@ -56,6 +49,17 @@ from cusa.train.preset_files import presets
     type=POSITIVE,
     help="Passes over the captions; with --resume, more of them under the run's schedule.",
 )
+@click.option(
+    "--steps",
+    type=POSITIVE,
+    help="Optimizer steps of the whole run, instead of --epochs; likewise with --resume.",
+)
+@click.option(
+    "--validate-every",
+    type=POSITIVE,
+    metavar="STEPS",
+    help="Steps between validations.  [default: after each epoch]",
+)
 @click.option("--batch-size", type=POSITIVE, help="Pairs per step on each GPU.")
 @click.option(
     "--accumulate",
@@ -79,7 +83,7 @@ from cusa.train.preset_files import presets
 @click.option("--workers", type=NOT_NEGATIVE, help="Processes that read batches.")
 @click.option("--seed", type=int)
 @click.option(
-    "--patience", type=POSITIVE, help="Stop after this many epochs without a better val RSUM."
+    "--patience", type=POSITIVE, help="Stop after this many validations without a better RSUM."
 )
 @click.option("--checkpoint-steps", type=POSITIVE, help="Steps between checkpoints for --resume.")
 @click.option(
@@ -121,7 +125,7 @@ def main(sweep: str | None, axes: tuple[str, ...], **options: Any) -> None:
     """
     _check_sweep(sweep, axes, options["resume"])
     quiet_libraries()
-    from cusa.cli.train_output import print_next, print_sweep
+    from cusa.cli.train_figures import print_next, print_sweep
     from cusa.stages.train import train
     from cusa.stages.train_grid import train_grid
 

@@ -52,9 +52,9 @@ def evaluate(
     specs = _model_texts(models)
     given = checked(EvaluateOptions, options)
     _check_models(models, specs)
-    from cusa.cli.progress import StepTasks
-    from cusa.cli.progress import progress as progress_display
     from cusa.eval.evaluate import evaluate as evaluate_request
+    from cusa.screen.progress import StepTasks
+    from cusa.screen.progress import progress as progress_display
 
     request = _request(specs, given)
     with progress_display(quiet=not progress) as progress_bar:

@@ -49,6 +49,8 @@ class TrainOptions(TypedDict, total=False):
         weight_decay: Decay of weight matrices.
         warmup: Epochs of linear warm-up.
         epochs: Passes over the captions; with ``resume``, more of them under the run's schedule.
+        steps: Optimizer steps of the whole run, instead of ``epochs``.
+        validate_every: Steps between validations; by default, each epoch ends with one.
         batch_size: Pairs per step on each GPU.
         accumulate: Batches per step, by gradient accumulation.
         micro_batch: Pairs to encode at a time, for batches that do not fit into memory.
@@ -57,7 +59,7 @@ class TrainOptions(TypedDict, total=False):
         device: Device to train on.
         workers: Processes that read batches.
         seed: Seed of weights, order and dropout.
-        patience: Epochs without a better validation RSUM after which training stops.
+        patience: Validations without a better RSUM after which training stops.
         checkpoint_steps: Steps between checkpoints.
         checkpoint_minutes: Minutes between checkpoints.
         report_to: Trackers that show the run, too: wandb, trackio, mlflow, tensorboard.
@@ -81,6 +83,8 @@ class TrainOptions(TypedDict, total=False):
     weight_decay: Number | None
     warmup: Number | None
     epochs: WholeNumber | None
+    steps: WholeNumber | None
+    validate_every: WholeNumber | None
     batch_size: WholeNumber | None
     accumulate: WholeNumber | None
     micro_batch: WholeNumber | None

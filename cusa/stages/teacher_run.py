@@ -47,9 +47,9 @@ def recorded(progress: bool, leads: bool) -> Iterator[RunRecord]:
     if not progress:
         yield RunRecord()
         return
-    from cusa.cli.console import console
-    from cusa.cli.precompute_output import BarReporter
-    from cusa.cli.progress import progress as progress_display
+    from cusa.screen.console import console
+    from cusa.screen.precompute_progress import BarReporter
+    from cusa.screen.progress import progress as progress_display
 
     with progress_display(quiet=not leads) as progress_bar:
         yield BarReporter(progress_bar, console(quiet=not leads))

@@ -36,7 +36,8 @@ class TrainedRun:
 
     Attributes:
         run_dir: The run's directory.
-        epoch: The epoch of its best student; without a validation split, the last one.
+        epoch: Epochs that its best student was trained for, a fraction if it is of a step within
+            one; without a validation split, those of the last student.
         step: The step of that student.
         val: Recalls of the validation split by name, in percent, with that student; empty without a
             validation split.
@@ -46,7 +47,7 @@ class TrainedRun:
     """
 
     run_dir: Path
-    epoch: int
+    epoch: int | float
     step: int
     val: Mapping[str, float]
     notes: tuple[str, ...] = ()
@@ -126,10 +127,10 @@ def train_run(
     Raises:
         Stopped: If a signal arrived; the run can be resumed.
     """
-    from cusa.cli.console import console
-    from cusa.cli.progress import progress as progress_display
-    from cusa.cli.train_output import BarReporter, print_outcome, print_setup
     from cusa.eval.metrics.validation import validation_scores
+    from cusa.screen.console import console
+    from cusa.screen.progress import progress as progress_display
+    from cusa.screen.train_output import BarReporter, print_outcome, print_setup
     from cusa.train.trainer import Trainer
 
     is_quiet = not (progress and processes.leads)

@@ -91,7 +91,7 @@ def _train_all(
     check_stop: Callable[[], None],
 ) -> list[TrainedRun]:
     """Train or resume the runs of a grid, one after the other."""
-    from cusa.cli.console import console, print_plain
+    from cusa.screen.console import console, print_plain
 
     screen = console(quiet=not (progress and processes.leads))
     runs = []

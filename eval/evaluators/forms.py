@@ -41,7 +41,7 @@ class ModelDescription(TypedDict, total=False):
     weights_sha256: str | None
     student: str
     loss_terms: list[str] | None
-    epoch: int
+    epoch: int | float
     checkpoint: str
     dataset: str
     n_pairs: int

@@ -37,9 +37,12 @@ def learning_charts(histories: Sequence[History]) -> dict[str, list[Chart]]:
     for temperature, values in temperatures(histories).items():
         if len(values) > 1:
             changing[temperature] = temperature
+    # Runs that validate within epochs count steps.
+    validated = [points(history, "val", "epoch", "rsum")[0] for history in histories]
+    unit = "epoch" if all(map(_are_whole, validated)) else "step"
     sections = {
-        "RSUM on the validation split, by epoch": _learning_section(
-            histories, "val", "epoch", {"rsum": "RSUM"}
+        f"RSUM on the validation split, by {unit}": _learning_section(
+            histories, "val", unit, {"rsum": "RSUM"}
         ),
         "Loss terms by step, weighted as in the total": _learning_section(
             histories, "train", "step", LOSSES
@@ -158,14 +161,24 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def best_epoch(history: Iterable[Mapping[str, Any]]) -> tuple[int, float] | None:
-    """Find the first epoch with the highest validation RSUM.
+def best_validation(history: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """Find the first validation with the highest RSUM.
 
     Returns:
-        The epoch and its RSUM; ``None`` without validation.
+        When it was, ``"epoch 3"`` or, within an epoch, ``"step 5,000"``, and its RSUM; ``None``
+        without validation.
     """
-    epochs, rsums = points(history, "val", "epoch", "rsum")
+    lines = list(history)
+    epochs, rsums = points(lines, "val", "epoch", "rsum")
     if not len(rsums):
         return None
     best = rsums.argmax()
-    return int(epochs[best]), float(rsums[best])
+    moment = f"epoch {epochs[best]:.0f}"
+    if not _are_whole(epochs):
+        steps, _ = points(lines, "val", "step", "rsum")
+        moment = f"step {steps[best]:,.0f}"
+    return moment, float(rsums[best])
+
+
+def _are_whole(epochs: np.ndarray) -> bool:
+    return bool((epochs == np.floor(epochs)).all())

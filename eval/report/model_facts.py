@@ -153,16 +153,24 @@ def _seed(description: Description) -> str:
 def _weights(description: Description) -> str:
     facts = []
     if "epoch" in description:
-        epoch = f"epoch {description['epoch']}"
-        epochs = (description.get("settings") or {}).get("train.epochs")
-        if epochs is not None:
-            epoch += f" of {_shown(epochs)}"
-        facts.append(epoch)
+        facts.append(_moment(description))
     if "checkpoint" in description:
         facts.append(f"{description['checkpoint']} checkpoint")
     if description.get("weights_sha256"):
         facts.append(f"sha256 {description['weights_sha256'][:_HASH_LENGTH]}")
     return ", ".join(facts)
+
+
+def _moment(description: Description) -> str:
+    """Tell after which epoch or, if the run counts steps, after which step the weights are."""
+    settings = description.get("settings") or {}
+    unit, total = "epoch", settings.get("train.epochs")
+    if settings.get("train.steps") is not None and "step" in description:
+        unit, total = "step", settings["train.steps"]
+    moment = f"{unit} {_shown(description[unit])}"
+    if total is not None:
+        moment += f" of {_shown(total)}"
+    return moment
 
 
 def _time(description: Description) -> str:

@@ -116,7 +116,7 @@ def write_report(
         headlines=headlines(models, sections),
         explained=_remarks(models, sections),
         looks=list(map(curve_style, range(len(models)))),
-        best=list(map(charts.best_epoch, histories)),
+        best=list(map(charts.best_validation, histories)),
         tasks=TASKS,
         sections=sections,
         recalls=charts.recall_charts(metrics, TASKS),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cusa.cli.console import one_line_errors
-from cusa.cli.progress import progress
 from cusa.data.shell import shell_command
+from cusa.screen.progress import progress
 from tests.helpers import make_pairs, make_tiny_vit, run_ok
 
 
@@ -40,7 +40,8 @@ def test_a_refusal_of_the_system_is_one_line_that_names_the_path(tmp_path, capsy
 
 
 _PRINTING = """
-from cusa.cli.console import console, one_line_errors
+from cusa.cli.console import one_line_errors
+from cusa.screen.console import console
 one_line_errors(lambda: console().print("caf\\u00e9"))()
 """
 

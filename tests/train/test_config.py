@@ -171,7 +171,7 @@ def test_a_refusal_says_what_is_legal():
             build_config(parse_settings([setting]))
         return str(error.value)
 
-    assert "from 1 to 1,000,000, got 0" in message("train.epochs=0")
+    assert "from 1 to 1,000,000, got 0" in message("train.batch_size=0")
     assert "above 0 to 100, got -1" in message("optim.lr=-1")
     assert "from 0 to below 1, got 1" in message("student.dropout=1")
     assert "from 0 to 256, or null, got -1" in message("train.workers=-1")

@@ -163,8 +163,8 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(index, tmp_path):
     one, two = Checkpoints(run_dir).paths()
     one.write_bytes(one.read_bytes()[:100])
     content = two.read_bytes()
-    assert content.count(b'"best_epoch\\": 3') == 1  # metadata are under the checksum, too
-    two.write_bytes(content.replace(b'"best_epoch\\": 3', b'"best_epoch\\": 1'))
+    assert content.count(b'"best_step\\": 15') == 1  # metadata are under the checksum, too
+    two.write_bytes(content.replace(b'"best_step\\": 15', b'"best_step\\": 10'))
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     for line in (run_error("train", "--resume", "--run-dir", run_dir),
                  run_error("eval", "--run", run_dir, "--checkpoint", "last")):  # fmt: skip

@@ -5,7 +5,6 @@ The last epoch is kept, and whoever reads the run copes.
 
 import json
 import signal
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.train.assemble import resolve, validation_sources
 from cusa.train.config import build_config
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
+from cusa.train.saving.run_progress import Progress
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.trainer import Trainer
 from tests.helpers import (
@@ -73,7 +73,7 @@ def test_the_last_epochs_student_is_kept(whole):
     last = Checkpoints(whole).newest()[0]
     weights = saved.student.state_dict()
     assert all(torch.equal(weights[name], last.tensors[f"student.{name}"]) for name in weights)
-    assert asdict(last.progress) == {"epoch": 3, "step": 15, "best_epoch": 3, "best_rsum": None}
+    assert last.progress == Progress(15, 15, 15, None, 0)
     assert {line["kind"] for line in read_metrics(whole)} == {"train"}
     assert "Not measured yet" in (whole / "best" / "README.md").read_text()
 
@@ -133,6 +133,9 @@ def test_what_needs_a_validation_split_is_refused_without_one(index, tmp_path):
     with pytest.raises(SettingError) as error:
         resolve(config(train={"patience": 2}), store)
     assert error.value.name == "train.patience"
+    with pytest.raises(SettingError) as error:
+        resolve(config(train={"validate_every": 2}), store)
+    assert error.value.name == "train.validate_every"
     with pytest.raises(StoreError) as error:
         resolve(config(data={"val_split": "dev"}), store)
     assert error.value.name == "dev"

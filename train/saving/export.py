@@ -181,7 +181,7 @@ class _MetricsForm(BaseModel):
     split: str
     retrieval: _RetrievalForm
     dataset: str | None = None
-    epoch: int | None = None
+    epoch: int | FiniteFloat | None = None
     step: int | None = None
 
 

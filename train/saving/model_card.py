@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cusa.data.embeddings import Head
 from cusa.data.files import atomic_file
 from cusa.data.hub import is_hub_name
+from cusa.train.length import run_span, schedule_span, warmup_span
 from cusa.train.loader import pairs_per_step
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.saving.student_folder import Origin
@@ -109,6 +110,9 @@ def model_card(
         student_name=_student_name(origin),
         weighted_terms=_weighted_terms(config.loss),
         temperatures=_temperatures(config.loss),
+        span=run_span(config),
+        schedule=schedule_span(config),
+        warmup=warmup_span(config),
         # A step takes all pairs if there are fewer than the settings ask for.
         batch_size=pairs_per_step(origin.n_pairs, config.train.pairs_per_step, origin.processes),
     )

@@ -43,14 +43,14 @@ class Beginning:
         path: The run, folder or export that it was loaded from.
         sha256: sha256 (hex) of its weights.
         dataset: Name of the data set that it was trained on.
-        epoch: Epochs that it was trained for.
+        epoch: Epochs that it was trained for; a fraction within one.
         step: Steps that it was trained for.
     """
 
     path: str
     sha256: str
     dataset: str
-    epoch: int
+    epoch: int | float
     step: int
 
 

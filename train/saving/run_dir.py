@@ -18,7 +18,7 @@ from cusa.data.parsing import parse_json, read_json
 from cusa.train.config import Config, build_config, load_config_file, to_yaml
 from cusa.train.saving.plain_values import checked, named_as_damaged
 from cusa.train.saving.provenance import Provenance
-from cusa.train.saving.run_progress import Progress
+from cusa.train.saving.run_progress import Progress, ProgressInEpochs
 from cusa.train.saving.student_folder import (
     BEST_FOLDER,
     Origin,
@@ -108,7 +108,7 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
 
 
 class _StateForm(BaseModel):
-    progress: Progress
+    progress: Progress | ProgressInEpochs
     scaler: dict[str, int | float]
 
 
@@ -124,7 +124,7 @@ class Checkpoint(NamedTuple):
 
     tensors: dict[str, Tensor]
     origin: Origin
-    progress: Progress
+    progress: Progress | ProgressInEpochs
     scaler: dict[str, int | float]
 
 
@@ -252,14 +252,14 @@ class MetricsLog:
             raise
         self._unwritten = ""
 
-    def trim(self, step: int, epoch: int) -> None:
-        """Keep the lines up to a step, and of the validations only those up to an epoch."""
-        # A validation has the step of its epoch's last line, so only its epoch tells whether it
-        # will be repeated.
+    def trim(self, progress: Progress) -> None:
+        """Keep the lines of the steps and validations that a run has done, and no later ones."""
+        # A validation that will be repeated may be of the run's last step.
         texts = []
         for line in read_metrics(self._path.parent):
-            is_later_validation = line["kind"] == "val" and line["epoch"] > epoch
-            if line["step"] <= step and not is_later_validation:
+            is_validation = line["kind"] == "val"
+            last_step = progress.validated_step if is_validation else progress.step
+            if line["step"] <= last_step:
                 texts.append(json.dumps(line) + "\n")
         with atomic_file(self._path) as temporary:
             temporary.write_text("".join(texts))

@@ -23,7 +23,7 @@ from cusa.data.errors import RunError, StudentError
 from cusa.train.config import Config, build_config
 from cusa.train.saving.plain_values import checked, named_as_damaged
 from cusa.train.saving.provenance import Provenance
-from cusa.train.saving.run_progress import Count
+from cusa.train.saving.run_progress import Count, Epochs
 from cusa.train.saving.tensors import (
     load_metadata,
     load_tensors,
@@ -51,7 +51,7 @@ class Origin:
     Attributes:
         config: The run's settings.
         provenance: What it was trained on.
-        epoch: Epochs begun; the last one may not be over.
+        epoch: Epochs done; within one, a fraction.
         step: Steps done.
         val: Recalls of the validation split in percent, by name; empty if these weights were not
             validated.
@@ -61,7 +61,7 @@ class Origin:
 
     config: Annotated[Config, PlainValidator(_read_config)]
     provenance: Provenance
-    epoch: Count
+    epoch: Epochs
     step: Count
     val: Mapping[str, FiniteFloat]
     n_pairs: Count

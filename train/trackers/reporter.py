@@ -21,6 +21,7 @@ from cusa.data.errors import FileFormatError, SettingError, first_line
 from cusa.data.files import atomic_file
 from cusa.data.parsing import read_json
 from cusa.train.config import TrackerName, by_full_name
+from cusa.train.length import RunLength
 from cusa.train.reporter import Outcome
 from cusa.train.saving.run_progress import Progress
 from cusa.train.trackers.mlflow import MlflowTracker
@@ -69,6 +70,7 @@ class TrackersReporter:
     def started(self, trainer: Trainer) -> None:
         """Begin to track the run, or go on with the tracked runs that it was begun with."""
         self._progress = trainer.progress
+        self._length = trainer.setup.length
         tracked_run = _tracked_run(trainer)
         ids_path = tracked_run.run_dir / IDS_FILE
         tracked_ids = self._read_ids(ids_path)
@@ -99,17 +101,17 @@ class TrackersReporter:
         self._log("train", metrics)
 
     def validated(self, metrics: dict[str, Any]) -> None:
-        """Log the scores of the validation split, at the last step of the epoch."""
+        """Log the scores of the validation split."""
         self._log("val", metrics)
 
     def warned(self, text: str) -> None:
         """Ignore warnings, which are for the screen."""
 
     def ended(self, outcome: Outcome) -> None:
-        """Close the tracked runs, with the best epoch in their summary."""
+        """Close the tracked runs, with the best student's figures in their summary."""
         if self._progress is None:  # not begun
             return
-        summary = _summary(self._progress)
+        summary = _summary(self._progress, self._length)
         self._tell_all(lambda _, tracker: tracker.end(summary, outcome))
 
     def _log(self, section: str, metrics: Mapping[str, Any]) -> None:
@@ -171,10 +173,12 @@ def _tracked_run(trainer: Trainer) -> TrackedRun:
     )
 
 
-def _summary(progress: Progress) -> dict[str, float]:
+def _summary(progress: Progress, length: RunLength) -> dict[str, float]:
     summary: dict[str, float] = {
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch,
+        "epochs": length.epochs(progress.validated_step),
+        "steps": progress.validated_step,
+        "best_epoch": length.epochs(progress.best_step),
+        "best_step": progress.best_step,
     }
     if progress.best_rsum is not None:
         summary["best_rsum"] = progress.best_rsum

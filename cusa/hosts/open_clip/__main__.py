@@ -7,8 +7,9 @@ from types import ModuleType
 
 import click
 
-from cusa.cli.console import PATH, command, print_plain
+from cusa.cli.console import PATH, command
 from cusa.data.errors import SettingError
+from cusa.screen.console import print_plain
 
 
 @command()

@@ -47,7 +47,7 @@ class RetrievalResults(forms.Results):
     notes: NotRequired[list[str]]
     run: NotRequired[str | None]
     checkpoint: NotRequired[str | None]
-    epoch: NotRequired[int | None]
+    epoch: NotRequired[int | float | None]
     step: NotRequired[int | None]
     loss_terms: NotRequired[list[str]]
     ties: NotRequired[Ties]

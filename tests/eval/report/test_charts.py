@@ -1,6 +1,6 @@
 import numpy as np
 
-from cusa.eval.report.charts import MOST_POINTS, best_epoch, points
+from cusa.eval.report.charts import MOST_POINTS, best_validation, points
 
 
 def test_a_long_curve_is_averaged_in_blocks():
@@ -11,7 +11,7 @@ def test_a_long_curve_is_averaged_in_blocks():
     assert len(points(lines, "val", "step", "loss")[0]) == 0
 
 
-def test_best_epoch_is_the_first_of_equals():
+def test_best_validation_is_the_first_of_equals():
     history = [{"kind": "val", "epoch": e, "rsum": r} for e, r in ((1, 10.0), (2, 30.0), (3, 30.0))]
-    assert best_epoch(history) == (2, 30.0)
-    assert best_epoch([]) is None
+    assert best_validation(history) == ("epoch 2", 30.0)
+    assert best_validation([]) is None

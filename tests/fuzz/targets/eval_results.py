@@ -18,7 +18,7 @@ from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Bounds, Rankings
 from cusa.eval.metrics.ranks import RankBounds
 from cusa.eval.queries import Queries, load_queries, queries_file, save_queries
-from cusa.eval.report.charts import best_epoch, learning_charts
+from cusa.eval.report.charts import best_validation, learning_charts
 from cusa.eval.report.latex import latex_tables
 from cusa.eval.report.report import ModelReport, write_report
 from cusa.eval.results import keep_results, read_queries, read_results
@@ -100,7 +100,7 @@ def read_and_draw(path: Path) -> list[str]:
     another target.
     """
     lines = read_history(path.parent).lines
-    best_epoch(lines)
+    best_validation(lines)
     return [svg for charts in learning_charts([lines]).values() for _, svg in charts]
 
 

@@ -310,7 +310,12 @@ def test_damaged_lines_of_the_log_are_left_out_with_a_note(run_dir):
 
 def _as_earlier(origin):
     """An origin as version 0.1 of the first runs wrote it: without what was added later."""
-    for section, names in {"optim": ("schedule", "schedule_epochs"), "student": ("init",)}.items():
+    added = {
+        "optim": ("schedule", "schedule_epochs", "schedule_steps", "warmup_steps"),
+        "student": ("init",),
+        "train": ("steps", "validate_every"),
+    }
+    for section, names in added.items():
         for name in names:
             del origin["config"][section][name]
     del origin["provenance"]["beginning"], origin["processes"]
@@ -324,7 +329,9 @@ def test_runs_of_earlier_versions_load_and_go_on(trained, run_dir, tmp_path):
 
     def change(meta):
         _as_earlier(meta["origin"])
-        meta["progress"] |= {"best_rsum": float("-inf"), "best_epoch": 0}
+        step = meta["progress"]["step"]
+        scores = {"best_rsum": float("-inf"), "best_epoch": 0}
+        meta["progress"] = {"epoch": 1, "step": step, **scores}
 
     _reseal(older, change_meta=change)
     assert b"-Infinity" in older.read_bytes()

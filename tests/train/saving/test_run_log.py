@@ -2,6 +2,7 @@
 
 from cusa.eval.report.charts import points, temperatures
 from cusa.train.saving.run_dir import MetricsLog, read_history, read_metrics
+from cusa.train.saving.run_progress import Progress
 
 
 def test_damaged_lines_of_the_log_are_left_out_and_named(tmp_path):
@@ -27,5 +28,5 @@ def test_damaged_lines_of_the_log_are_left_out_and_named(tmp_path):
     assert read_history(tmp_path / "nowhere") == ([], "")
     assert temperatures([history.lines]) == {}
     assert points(history.lines, "val", "step", "rsum")[1].tolist() == [200.5]
-    MetricsLog(tmp_path).trim(step=5, epoch=0)
+    MetricsLog(tmp_path).trim(Progress(5, 0, 0, None, 0))
     assert read_history(tmp_path) == (history.lines[:1], "")

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
-from cusa.cli.console import console, counted, print_plain
-from cusa.train.commands import evaluation_command
+from cusa.screen.console import counted, print_plain
+from cusa.train.length import run_span
 from cusa.train.reporter import Outcome
-from cusa.train.sweep import figures, validated
 from cusa.train.trainer import Trainer
-
-if TYPE_CHECKING:
-    from cusa.eval.evaluate import Evaluation
-    from cusa.stages.train import TrainedRun
 
 
 class BarReporter:
@@ -35,18 +27,26 @@ class BarReporter:
 
     def started(self, trainer: Trainer) -> None:
         """Add the bar, which starts at the steps that a resumed run has done."""
-        self._epochs = trainer.setup.config.train.epochs
+        self._length = trainer.setup.length
         self._terms = trainer.setup.config.loss.terms
         self._taus = list(trainer.setup.step.loss.temperatures())
-        epoch = min(self._epochs, trainer.progress.epoch + 1)
-        self._epoch = f"epoch {epoch}/{self._epochs}"
+        step = trainer.progress.step
+        self._epoch = self._current_epoch(step)
         self._task = self._bar.add_task(
             self._epoch,
-            total=self._epochs * trainer.setup.data.steps_per_epoch,
-            completed=trainer.progress.step,
+            total=self._length.total,
+            completed=step,
             unit="steps",
             status="",
         )
+
+    def _current_epoch(self, step: int) -> str:
+        """Name the epoch that a step is in, and the last one of a run that counts epochs."""
+        epoch = step // self._length.steps_per_epoch + 1
+        epochs = self._length.config.train.epochs
+        if epochs is None:
+            return f"epoch {epoch}"
+        return f"epoch {min(epochs, epoch)}/{epochs}"
 
     def stepped(self, metrics: dict[str, Any]) -> None:
         """Show a step's losses, temperatures, learning rate and speed."""
@@ -55,19 +55,19 @@ class BarReporter:
             if not tau.startswith("tau_soft"):
                 words.append(f"{tau} {metrics[tau]:.3f}")
         words.append(f"lr {metrics['lr']:.1e} {metrics['samples_per_s']:,.0f} samples/s")
-        epoch = min(self._epochs, int(metrics["epoch"]) + 1)
         self._losses = " ".join(words)
-        self._epoch = f"epoch {epoch}/{self._epochs}"
+        self._epoch = self._current_epoch(metrics["step"])
         self._show(metrics["step"])
 
     def validated(self, metrics: dict[str, Any]) -> None:
-        """Print an epoch's validation score."""
+        """Print a validation's score."""
         best = "  best so far" if metrics["best"] else ""
+        kind, _, number = self._length.moment(metrics["step"]).partition(" ")
         self._print(
-            f"epoch {metrics['epoch']:3}  val RSUM {metrics['rsum']:6.1f}  "
+            f"{kind} {number:>3}  val RSUM {metrics['rsum']:6.1f}  "
             f"i2t R@1 {metrics['i2t_r1']:.1f}, t2i R@1 {metrics['t2i_r1']:.1f}{best}"
         )
-        self._epoch = f"epoch {metrics['epoch']}/{self._epochs}"
+        self._epoch = self._current_epoch(metrics["step"])
         self._show(metrics["step"])
 
     def warned(self, message: str) -> None:
@@ -138,23 +138,40 @@ def _run_lines(trainer: Trainer) -> list[str]:
     if processes.size > 1:
         device += f", {processes.size} processes"
     lines = [
-        f"run       {setup.run_dir}, {counted(config.epochs, 'epoch')} of "
-        f"{counted(setup.data.steps_per_epoch, 'step')}, "
+        f"run       {setup.run_dir}, {_length_of_run(trainer)}, "
         f"{device}, {config.precision}, seed {config.seed}"
     ]
-    progress = trainer.progress
-    if progress.step:
-        lines.append(f"resumed   after epoch {progress.epoch}, {_step_within_epoch(trainer)}")
+    if trainer.progress.step:
+        lines.append(f"resumed   after {_steps_done(trainer)}")
     return lines
 
 
-def _step_within_epoch(trainer: Trainer) -> str:
-    """Describe how far a run is after its last complete epoch."""
-    if trainer.finished:
-        return "its last one: nothing is left to train"
+def _length_of_run(trainer: Trainer) -> str:
+    """Describe how long a run is, and how often it validates if not after each epoch."""
+    length = trainer.setup.length
+    epoch = counted(length.steps_per_epoch, "step")
+    described = f"{run_span(length.config)} of {epoch}"
+    if length.config.train.steps is not None:
+        epochs = f"{length.epochs(length.total):.3g} epochs of {epoch}"
+        described = f"{run_span(length.config)}, {epochs}"
+    if length.config.train.validate_every is not None:
+        described += f", validated every {counted(length.between_validations, 'step')}"
+    return described
+
+
+def _steps_done(trainer: Trainer) -> str:
+    """Describe how far a run is, after its last complete epoch if it counts epochs."""
+    length = trainer.setup.length
     progress = trainer.progress
-    step = progress.step - progress.epoch * trainer.setup.data.steps_per_epoch
-    return f"step {step:,} of the next"
+    if length.config.train.counts_steps:
+        progress_text = f"step {progress.step:,}"
+        if trainer.finished:
+            return f"{progress_text}: nothing is left to train"
+        return progress_text
+    epoch = f"epoch {length.epochs(progress.validated_step)}"
+    if trainer.finished:
+        return f"{epoch}, its last one: nothing is left to train"
+    return f"{epoch}, step {progress.step - progress.validated_step:,} of the next"
 
 
 def _size(n_bytes: int) -> str:
@@ -164,41 +181,13 @@ def _size(n_bytes: int) -> str:
 
 
 def print_outcome(screen: Console, trainer: Trainer) -> None:
-    """Print the best epoch, and where the student is saved."""
+    """Print the best validation, and where the student is saved."""
     setup, progress = trainer.setup, trainer.progress
-    outcome = f"last epoch {progress.best_epoch}: no validation split"
+    best = setup.length.moment(progress.best_step)
+    outcome = f"last {best}: no validation split"
     if setup.data.val_sources is not None:
-        outcome = f"best epoch {progress.best_epoch}: val RSUM {progress.best_rsum:.1f}"
-    if progress.epoch < setup.config.train.epochs:
-        outcome += f", stopped early after epoch {progress.epoch}"
+        outcome = f"best {best}: val RSUM {progress.best_rsum:.1f}"
+    if progress.step < setup.length.total:
+        outcome += f", stopped early after {setup.length.moment(progress.step)}"
     lines = (outcome, f"run: {setup.run_dir}", f"student: {setup.run_dir / 'best'}")
     print_plain("\n".join(lines), screen)
-
-
-def print_next(runs: Sequence[TrainedRun], evaluation: Evaluation | None) -> None:
-    """Print the figures of runs or, if they were not evaluated, the command that does it."""
-    if evaluation is not None:
-        from cusa.cli.evaluate_output import print_evaluation
-
-        print_evaluation(evaluation)
-    else:
-        print_plain(f"next: {evaluation_command([run.run_dir for run in runs])}")
-
-
-def print_sweep(folder: Path, rows: Sequence[Any]) -> None:
-    """Print the table of a sweep, and the files that it was written to.
-
-    Args:
-        folder: The sweep's folder.
-        rows: The rows from :func:`cusa.train.sweep.summarize`.
-    """
-    if validated(rows):
-        recalls = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10")
-        table = Table(*rows[0].values, "runs", *recalls, "RSUM", "RSUM, last epoch")
-        table.title = "validation split, best epoch: mean ± standard deviation"
-        for row in rows:
-            table.add_row(*row.values.values(), str(row.n), *figures(row))
-        console().print(table)
-    else:
-        print_plain("no validation split: measure the runs with cusa-eval")
-    print_plain(f"table: {folder / 'sweep.md'}, {folder / 'sweep.json'}")

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from cusa.cli.console import print_plain
+from cusa.screen.console import print_plain
 
 # Seconds between lines of progress, if there is no terminal to show bars.
 LOG_INTERVAL_S = 30.0
@@ -59,25 +59,27 @@ class StepTasks:
     """
 
     def __init__(self, progress_bar: Progress, unit: str | None = None) -> None:
-        self._bar = progress_bar
+        self._progress_bar = progress_bar
         self._unit = unit
         self._task_ids: dict[str, TaskID] = {}
 
     def complete(self, task_name: str, n_done: int, n_steps: int) -> None:
         """Show the number of steps done."""
-        self._bar.update(self._task_id(task_name, n_steps), completed=n_done)
+        self._progress_bar.update(self._task_id(task_name, n_steps), completed=n_done)
 
     def advance(self, task_name: str, n_more: int, n_steps: int) -> None:
         """Show that more steps are done; once a task is complete, its name starts a new one."""
         task_id = self._task_ids.get(task_name)
-        if task_id is not None and self._bar.tasks[task_id].finished:
+        if task_id is not None and self._progress_bar.tasks[task_id].finished:
             del self._task_ids[task_name]
-        self._bar.advance(self._task_id(task_name, n_steps), n_more)
+        self._progress_bar.advance(self._task_id(task_name, n_steps), n_more)
 
     def _task_id(self, task_name: str, n_steps: int) -> TaskID:
         if task_name not in self._task_ids:
             unit = self._unit or task_name.split()[-1]
-            self._task_ids[task_name] = self._bar.add_task(task_name, total=n_steps, unit=unit)
+            self._task_ids[task_name] = self._progress_bar.add_task(
+                task_name, total=n_steps, unit=unit
+            )
         return self._task_ids[task_name]
 
 
@@ -128,33 +130,33 @@ class LineProgress(Progress):
                 self._report(task, self._last_event_at)
 
     def _report_if_due(self, task: Task) -> None:
-        now = self.get_time()
+        current_time = self.get_time()
         if task.completed > self._reported[task.id]:
             # The task's first work began at the last event before it.
             start = self._last_event_at, self._reported[task.id]
             self._started.setdefault(task.id, start)
-            if task.finished or now >= self._next_line_at:
-                self._report(task, now)
-                self._next_line_at = now + LOG_INTERVAL_S
-        self._last_event_at = now
+            if task.finished or current_time >= self._next_line_at:
+                self._report(task, current_time)
+                self._next_line_at = current_time + LOG_INTERVAL_S
+        self._last_event_at = current_time
 
     def _report(self, task: Task, now: float) -> None:
         unit = task.fields.get("unit", "rows")
         of_total = "" if task.total is None else f" of {task.total:,.0f}"
-        words = [f"{task.description}: {task.completed:,.0f}{of_total} {unit}"]
+        phrases = [f"{task.description}: {task.completed:,.0f}{of_total} {unit}"]
 
-        started_at, completed_before = self._started[task.id]
-        seconds = now - started_at
+        start_time, completed_before = self._started[task.id]
+        seconds = now - start_time
         if seconds > _SHORTEST_S:
             rate = (task.completed - completed_before) / seconds
-            words.append(f"{_format_rate(rate)} {unit}/s")
-            words.append(_format_time(task, seconds, rate))
+            phrases.append(f"{_format_rate(rate)} {unit}/s")
+            phrases.append(_format_time(task, seconds, rate))
 
-        line = ", ".join(words)
+        log_line = ", ".join(phrases)
         if status := task.fields.get("status"):
-            line += f"; {status}"
+            log_line += f"; {status}"
         self._reported[task.id] = task.completed
-        self._print(line)
+        self._print(log_line)
 
     def _print(self, line: str) -> None:
         print_plain(line, self.console)

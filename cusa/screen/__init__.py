@@ -1,0 +1,1 @@
+"""What the stages show while they work: console, progress and reporters."""
