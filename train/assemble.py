@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cusa.data.errors import DataError, RunError, SettingError, StoreError, StudentError
+from cusa.data.errors import DataError, RunError, StudentError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
 from cusa.train.loader import FileInputs, Sources, StoredInputs
-from cusa.train.saving.provenance import Beginning, Provenance, StoredTeacher
+from cusa.train.saving.provenance import Beginning, Provenance, StoredSplit, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
 from cusa.train.student import (
@@ -19,12 +19,22 @@ from cusa.train.student import (
     adapter_student,
     dual_encoder_student,
 )
+from cusa.train.validation_store import refuse_other_encoders, validation_split
 
 _MODALITIES = ("image", "text")
 
 
-def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
+def resolve(
+    config: Config,
+    store: EmbeddingStore,
+    val_store: EmbeddingStore | None = None,
+) -> tuple[Config, Provenance]:
     """Fill in the names of the store's teachers and encoders that a run uses.
+
+    Args:
+        config: The run's settings as given.
+        store: The store.
+        val_store: The store of ``data.val_embeddings``; ``None``: the same store.
 
     Returns:
         The settings with all names and with absolute paths, and what the run is trained on.
@@ -35,8 +45,11 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
     data = config.data
     student = config.student
     fingerprints = {data.train_split: store.split(data.train_split).fingerprint}
-    val_split = _validation_split(config, store)
-    if val_split is not None:
+    val_split = validation_split(config, val_store or store)
+    validation = None
+    if val_split is not None and val_store is not None:
+        validation = StoredSplit.of(val_store, val_split)
+    elif val_split is not None:
         fingerprints[val_split] = store.splits[val_split].fingerprint
 
     teachers: dict[str, StoredTeacher] = {}
@@ -49,18 +62,25 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
         encoders = _stored_teachers(store, "encoder", student.image_encoder, student.text_encoder)
         image, text = [encoder.name for encoder in encoders.values()]
         student = replace(student, image_encoder=image, text_encoder=text)
+    if val_store is not None:
+        refuse_other_encoders(val_store, encoders)
 
-    data = replace(
-        data,
-        embeddings=_absolute(data.embeddings),
-        image_root=data.image_root and _absolute(data.image_root),
-        val_split=val_split,
-    )
     student = replace(student, init=student.init and _absolute(student.init))
     if Path(student.name).is_dir():
         student = replace(student, name=_absolute(student.name))
-    provenance = Provenance(store.dataset, fingerprints, teachers, encoders)
+    provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
+    data = replace(_with_absolute_paths(data), val_split=val_split)
     return replace(config, data=data, student=student), provenance
+
+
+def _with_absolute_paths(data: DataConfig) -> DataConfig:
+    return replace(
+        data,
+        embeddings=_absolute(data.embeddings),
+        val_embeddings=data.val_embeddings and _absolute(data.val_embeddings),
+        image_root=data.image_root and _absolute(data.image_root),
+        val_image_root=data.val_image_root and _absolute(data.val_image_root),
+    )
 
 
 def _stored_teachers(
@@ -87,29 +107,6 @@ def _stored_teachers(
 
 def _absolute(path: str) -> str:
     return str(Path(path).absolute())
-
-
-def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
-    """Name the split to choose the best student on; ``None`` if the store lacks the default one."""
-    name = config.data.val_split
-    if name is not None and name not in store.splits and name != DataConfig.val_split:
-        splits = ", ".join(store.splits)
-        raise StoreError(
-            f"{store.path} has no split {name!r} to choose the best student on; it has: {splits}; "
-            "name one with --set data.val_split=SPLIT",
-            path=store.path,
-            name=name,
-        )
-    if name in store.splits:
-        return name
-    for setting in ("patience", "validate_every"):
-        if getattr(config.train, setting) is not None:
-            raise SettingError(
-                f"--{setting.replace('_', '-')} needs a validation split, and {store.path} has "
-                "none to use; leave it out, or name a split with --set data.val_split=SPLIT",
-                name=f"train.{setting}",
-            )
-    return None
 
 
 class MadeStudent(NamedTuple):
@@ -216,7 +213,7 @@ def student_sources(
     Args:
         store: The store.
         split_name: The split.
-        config: The run's settings.
+        config: The run's settings; the images are in ``data.image_root``.
         encoders: An adapter's image and text encoder, by name; empty for other students.
         processors: A Hugging Face student's processors; ``None`` for an adapter.
 
@@ -249,7 +246,8 @@ def validation_sources(
 ) -> Sources | None:
     """Open the readers of the validation split, if the run has one.
 
-    Arguments are those of :func:`student_sources`.
+    Arguments are those of :func:`student_sources`; the store is that of ``data.val_embeddings`` if
+    the run has one.
 
     Raises:
         CusaError: As in :func:`student_sources`, or if no image or no caption of the split can be
@@ -258,6 +256,9 @@ def validation_sources(
     split = config.data.val_split
     if split is None:
         return None
+    if config.data.val_embeddings is not None:
+        data = replace(config.data, image_root=config.data.val_image_root)
+        config = replace(config, data=data)
     sources = student_sources(store, split, config, encoders, processors)
     if sources.lack_a_modality:
         raise DataError(

@@ -68,7 +68,9 @@ def evaluation_command(run_dirs: Sequence[Path]) -> str:
 
 
 def split_to_measure(run_dir: Path) -> MeasuredSplit:
-    """Choose the split that a run is measured on: one that its store has, best the test split.
+    """Choose the split that a run is measured on: best the test split.
+
+    It is one of the store that the run validated on, if that is another than it was trained on.
 
     Args:
         run_dir: The run.
@@ -77,7 +79,7 @@ def split_to_measure(run_dir: Path) -> MeasuredSplit:
         CusaError: If the run or its store cannot be read.
     """
     config, provenance = load_run(run_dir)
-    store = EmbeddingStore(config.data.embeddings)
+    store = EmbeddingStore(config.data.val_embeddings or config.data.embeddings)
     split = _best_split(config, provenance, store)
     is_partial = False
     if split == "test" and split in KNOWN_SIZES.get(store.dataset, {}):

@@ -65,7 +65,10 @@ class DataConfig:
 
     Attributes:
         embeddings: Path of the embedding store.
+        val_embeddings: Path of another store, whose ``val_split`` is validated on, and which
+            ``cusa-eval`` measures the run on; ``None``: the same store.
         image_root: Folder of the images, if not the store's own.
+        val_image_root: Folder of the images of ``val_embeddings``, if not that store's own.
         image_teacher: Teacher of the images' soft labels; ``None``: the store's only one.
         text_teacher: Teacher of the captions' soft labels; ``None``: the store's only one.
         train_split: Split that is trained on.
@@ -75,7 +78,9 @@ class DataConfig:
     """
 
     embeddings: Text = ""
+    val_embeddings: Text | None = None
     image_root: Text | None = None
+    val_image_root: Text | None = None
     image_teacher: Text | None = None
     text_teacher: Text | None = None
     train_split: Text = "train"
@@ -394,7 +399,9 @@ def to_yaml(config: Config) -> str:
 # run computes.
 _FREE = {
     "data.embeddings",
+    "data.val_embeddings",
     "data.image_root",
+    "data.val_image_root",
     "train.device",
     "train.workers",
     "train.worker_start",

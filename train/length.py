@@ -27,6 +27,12 @@ class Span(NamedTuple):
             return int(self.amount)
         return round(self.amount * steps_per_epoch)
 
+    def in_epochs(self, steps_per_epoch: int) -> float:
+        """Return the epochs, of so many steps, of which the last may be a fraction."""
+        if self.unit == "epoch":
+            return self.amount
+        return self.amount / steps_per_epoch
+
     def beside(self, other: Span) -> str:
         """Write it without its unit if the other has the same."""
         if self.unit == other.unit:

@@ -24,6 +24,7 @@ from cusa.train.saving.student_folder import BEST_FOLDER
 from cusa.train.step import Footprint, TrainStep, prepare_step
 from cusa.train.student import Processors
 from cusa.train.training_data import TrainingData, data_notes, open_training_data
+from cusa.train.validation_store import open_validation_store
 
 _SMALLER_STUDENT = (
     "train a smaller student: student.hidden_dim, student.embed_dim or another --student"
@@ -92,7 +93,8 @@ def set_up_run(
         _refuse_existing(run_dir)
     store = EmbeddingStore(config.data.embeddings)
     store.verify_index()
-    resolved, provenance = resolve(config, store)
+    val_store = open_validation_store(config.data)
+    resolved, provenance = resolve(config, store, val_store)
     resumed = None
     if resume and begun(run_dir):  # checked before a possibly different student is loaded
         resumed = begun_run(run_dir, resolved, provenance, store)
@@ -103,7 +105,9 @@ def set_up_run(
     with enough_memory(_SMALLER_STUDENT, "student.hidden_dim"):
         initial = make_student(resolved, provenance, _student_folder(run_dir, resumed))
         provenance = _with_beginning(provenance, initial, resumed)
-        data = open_training_data(store, resolved, provenance, initial.processors, processes)
+        data = open_training_data(
+            store, val_store or store, resolved, provenance, initial.processors, processes
+        )
         refuse_endless_warmup(resolved, data.steps_per_epoch)
         if resumed is not None:
             resumed.refuse_idle_steps(data.steps_per_epoch)

@@ -36,16 +36,13 @@ def learning_rate(
         config: The run's settings.
     """
     optim = config.optim
-    warmup_of_run = warmup_span(config)
-    warmup: float = warmup_of_run.in_steps(steps_per_epoch)
     n_steps = schedule_span(config).in_steps(steps_per_epoch)
-    now, length = step, float(max(1, n_steps - 1 - warmup))
     if optim.schedule == "epoch":
         now, length = step // steps_per_epoch, n_steps / steps_per_epoch
-        # Epochs as they are given: rounded to steps and back, they would differ in the last bit.
-        warmup = warmup / steps_per_epoch
-        if warmup_of_run.unit == "epoch":
-            warmup = warmup_of_run.amount
+        warmup = warmup_span(config).in_epochs(steps_per_epoch)
+    else:
+        now, warmup = step, warmup_span(config).in_steps(steps_per_epoch)
+        length = max(1, n_steps - 1 - warmup)
     if now < warmup:
         return min(optim.lr, optim.lr * (now + 1) / warmup)
     cosine = math.cos(math.pi * min(1.0, (now - warmup) / length))

@@ -44,6 +44,7 @@ class TrainingData:
 
 def open_training_data(
     store: EmbeddingStore,
+    val_store: EmbeddingStore,
     config: Config,
     provenance: Provenance,
     processors: Processors | None,
@@ -53,6 +54,7 @@ def open_training_data(
 
     Args:
         store: The store.
+        val_store: The store to validate on; the same one, if the settings name no other.
         config: The run's settings, resolved.
         provenance: What the run uses of the store.
         processors: A Hugging Face student's processors; ``None`` for an adapter.
@@ -65,7 +67,7 @@ def open_training_data(
     encoders = tuple(encoder.name for encoder in provenance.encoders.values())
     split = config.data.train_split
     sources = student_sources(store, split, config, encoders, processors)
-    val_sources = validation_sources(store, config, encoders, processors)
+    val_sources = validation_sources(val_store, config, encoders, processors)
     teachers = [store.embeddings(stored.name, split) for stored in provenance.teachers.values()]
     pairs = Pairs(*sources, teachers)
 

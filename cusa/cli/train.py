@@ -15,6 +15,11 @@ from cusa.train.preset_files import presets
 
 @command()
 @click.option("--embeddings", type=PATH, help="The embedding store of cusa-precompute.")
+@click.option(
+    "--val-embeddings",
+    metavar="PATH",
+    help="Another store, whose split val is validated on, and which cusa-eval measures the run on.",
+)
 @click.option("--student", help="adapter, or a Hugging Face dual encoder by name or folder.")
 @click.option(
     "--init",

@@ -100,6 +100,10 @@ def _data_lines(trainer: Trainer) -> list[str]:
         f"data      {setup.store.dataset}: {len(pairs):,} pairs of split {split!r}, "
         f"{pairs.n_left_out:,} left out"
     ]
+    validation = setup.provenance.validation
+    if validation is not None:
+        val_store = setup.config.data.val_embeddings
+        lines.append(f"val       {validation.dataset}: split {validation.split!r} of {val_store}")
     roles = {"teacher": setup.provenance.teachers, "encoder": setup.provenance.encoders}
     for role, teachers in roles.items():
         for modality, teacher in teachers.items():

@@ -34,6 +34,8 @@ class TrainOptions(TypedDict, total=False):
         student: ``"adapter"``, or a Hugging Face dual encoder by name or folder.
         init: A run, its ``best/``, or an export to hf whose weights and heads the student begins
             with.
+        val_embeddings: Another store, whose val split is validated on, and which the run is
+            evaluated on.
         image_encoder: Adapter: the store's image teacher whose rows are its input.
         text_encoder: Adapter: the store's text teacher whose rows are its input.
         image_teacher: The store's image teacher that gives the soft labels.
@@ -70,6 +72,7 @@ class TrainOptions(TypedDict, total=False):
 
     student: Name | None
     init: Name | None
+    val_embeddings: Name | None
     image_encoder: str | None
     text_encoder: str | None
     image_teacher: str | None

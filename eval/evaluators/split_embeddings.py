@@ -154,9 +154,13 @@ def _check_store(
     """
     differences = []
     if is_own_store:
-        if store.dataset != provenance.dataset:
-            differences.append(f"dataset ({store.dataset!r} / {provenance.dataset!r})")
-        for name, fingerprint in provenance.splits.items():
+        dataset, fingerprints = provenance.dataset, provenance.splits
+        validation = provenance.validation
+        if validation is not None:
+            dataset, fingerprints = validation.dataset, {validation.split: validation.fingerprint}
+        if store.dataset != dataset:
+            differences.append(f"dataset ({store.dataset!r} / {dataset!r})")
+        for name, fingerprint in fingerprints.items():
             if name in store.splits and store.splits[name].fingerprint != fingerprint:
                 differences.append(f"fingerprint of split {name!r}")
     for modality, encoder in provenance.encoders.items():
@@ -165,7 +169,7 @@ def _check_store(
             differences.append(f"{encoder.name}.{setting}")
     if differences:
         raise StoreError(
-            f"{store.path} is not the store that {run_name} was trained on: "
+            f"{store.path} is not the store that {run_name} was trained or validated on: "
             f"{'; '.join(differences)}; train again, or pass --embeddings",
             path=store.path,
         )

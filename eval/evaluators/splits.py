@@ -97,10 +97,14 @@ class SplitFinder:
                 name="--dataset",
             )
         config = load_run(run_dir)[0].data
+        # A run that validates on another store than it trains on is measured on that, too.
+        store_path, own_root = config.embeddings, config.image_root
+        if config.val_embeddings is not None:
+            store_path, own_root = config.val_embeddings, config.val_image_root
         image_root = request.image_root
-        if image_root is None and config.image_root:
-            image_root = Path(config.image_root)
-        return self._of_store(Path(config.embeddings), image_root, is_own_store=True)
+        if image_root is None and own_root:
+            image_root = Path(own_root)
+        return self._of_store(Path(store_path), image_root, is_own_store=True)
 
     @cached_property
     def _of_dataset(self) -> EvaluatedSplit:

@@ -149,7 +149,10 @@ def _card_scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:
     """Return the recalls that a card shows: of the validation split and from metrics.json."""
     dataset = origin.provenance.dataset
     measured = {}
-    if origin.config.data.val_split is not None:
+    validation = origin.provenance.validation
+    if validation is not None:
+        measured[validation.dataset, validation.split] = origin.val
+    elif origin.config.data.val_split is not None:
         measured[dataset, origin.config.data.val_split] = origin.val
     if metrics is not None:
         # cusa-eval may have measured another data set than that of the training.

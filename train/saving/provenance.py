@@ -36,6 +36,26 @@ class StoredTeacher:
 
 
 @dataclass(frozen=True)
+class StoredSplit:
+    """A split of a store.
+
+    Attributes:
+        dataset: Name of the store's data set.
+        split: Name of the split.
+        fingerprint: Its fingerprint.
+    """
+
+    dataset: str
+    split: str
+    fingerprint: str
+
+    @staticmethod
+    def of(store: EmbeddingStore, split: str) -> StoredSplit:
+        """Describe a split that a store has."""
+        return StoredSplit(store.dataset, split, store.splits[split].fingerprint)
+
+
+@dataclass(frozen=True)
 class Beginning:
     """The trained student that a run began with.
 
@@ -65,6 +85,7 @@ class Provenance:
             soft labels are used.
         encoders: An adapter's frozen encoders by modality; empty for other students.
         beginning: The trained student that the run began with, if any.
+        validation: The split of another store that it was validated on, if any.
     """
 
     dataset: str
@@ -72,6 +93,7 @@ class Provenance:
     teachers: Mapping[str, StoredTeacher]
     encoders: Mapping[str, StoredTeacher]
     beginning: Beginning | None = None
+    validation: StoredSplit | None = None
 
     def differences(self, store: EmbeddingStore, current: Provenance) -> list[str]:
         """List what the run used of a store and what has changed since.
@@ -87,9 +109,18 @@ class Provenance:
         for name, fingerprint in self.splits.items():
             if store.split(name).fingerprint != fingerprint:
                 differences.append(f"fingerprint of split {name!r}")
+        if self.validation != current.validation:
+            before, now = map(_shown_split, (self.validation, current.validation))
+            differences.append(f"split to validate on ({before} / {now})")
         differences += _differences_of_teachers(self.teachers, current.teachers)
         differences += _differences_of_teachers(self.encoders, current.encoders)
         return differences
+
+
+def _shown_split(stored: StoredSplit | None) -> str:
+    if stored is None:
+        return "one of the training store"
+    return f"{stored.split!r} of {stored.dataset}, {stored.fingerprint[:12]}"
 
 
 def _differences_of_teachers(
