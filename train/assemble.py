@@ -13,6 +13,7 @@ from cusa.train.loader import FileInputs, Sources, StoredInputs
 from cusa.train.saving.provenance import Beginning, Provenance, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
+from cusa.train.stores import Store
 from cusa.train.student import (
     Processors,
     Student,
@@ -23,7 +24,7 @@ from cusa.train.student import (
 _MODALITIES = ("image", "text")
 
 
-def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
+def resolve(config: Config, store: Store) -> tuple[Config, Provenance]:
     """Fill in the names of the store's teachers and encoders that a run uses.
 
     Returns:
@@ -34,10 +35,10 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
     """
     data = config.data
     student = config.student
-    fingerprints = {data.train_split: store.split(data.train_split).fingerprint}
+    fingerprints = {data.train_split: store.fingerprint(data.train_split)}
     val_split = _validation_split(config, store)
     if val_split is not None:
-        fingerprints[val_split] = store.splits[val_split].fingerprint
+        fingerprints[val_split] = store.fingerprint(val_split)
 
     teachers: dict[str, StoredTeacher] = {}
     encoders: dict[str, StoredTeacher] = {}
@@ -64,7 +65,7 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
 
 
 def _stored_teachers(
-    store: EmbeddingStore,
+    store: Store,
     role: str,
     *wanted_names: str | None,
 ) -> dict[str, StoredTeacher]:
@@ -89,7 +90,7 @@ def _absolute(path: str) -> str:
     return str(Path(path).absolute())
 
 
-def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
+def _validation_split(config: Config, store: Store) -> str | None:
     """Name the split to choose the best epoch on; ``None`` if the store lacks the default one."""
     name = config.data.val_split
     if name is not None and name not in store.splits and name != DataConfig.val_split:

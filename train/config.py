@@ -71,6 +71,7 @@ class DataConfig:
         val_split: Split that the best epoch is chosen on. ``None``: none, and the last epoch is
             kept; so, with a note, where the store has no split of the default name.
         normalizer: Caption normaliser of a Hugging Face student.
+        window: Of a set of tars, how many tars pairs are drawn from at a time.
     """
 
     embeddings: Text = ""
@@ -80,6 +81,7 @@ class DataConfig:
     train_split: Text = "train"
     val_split: Text | None = "val"
     normalizer: Literal["albef", "none"] = "albef"
+    window: WholeNumber = Field(default=8, ge=1, le=1_000_000)
 
 
 @settings

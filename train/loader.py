@@ -90,17 +90,7 @@ class FileInputs:
             ImageError: If a file cannot be read or preprocessed.
         """
         paths = [self.image_root / self.split.image_paths[row] for row in rows.tolist()]
-        return torch.cat([self._pixels(path) for path in paths])
-
-    def _pixels(self, path: Path) -> torch.Tensor:
-        image = load_image(path)
-        try:
-            return self.processors.pixels([image])
-        except Exception as error:  # on odd sizes, image processors raise nearly anything
-            raise ImageError(
-                f"image {path} cannot be preprocessed ({first_line(error)}); replace or remove it",
-                path=path,
-            ) from None
+        return torch.cat([pixels_of_file(self.processors, path) for path in paths])
 
     def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Normalise and tokenise captions: int64 ``[n, length]`` by name of the model's input."""
@@ -111,6 +101,31 @@ class FileInputs:
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows that any teacher of the store skipped: they are unreadable here, too."""
         return self.skipped
+
+
+def pixels_of_file(
+    processors: Processors,
+    path: Path,
+    content: bytes | None = None,
+) -> torch.Tensor:
+    """Decode and preprocess an image: float32 ``[1, 3, h, w]``.
+
+    Args:
+        processors: A student's processors.
+        path: The file; errors name it.
+        content: Its bytes, if they are not to be read from the path.
+
+    Raises:
+        ImageError: If it cannot be decoded or preprocessed.
+    """
+    image = load_image(path, content)
+    try:
+        return processors.pixels([image])
+    except Exception as error:  # on odd sizes, image processors raise nearly anything
+        raise ImageError(
+            f"image {path} cannot be preprocessed ({first_line(error)}); replace or remove it",
+            path=path,
+        ) from None
 
 
 @dataclass(frozen=True)

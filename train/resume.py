@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cusa.data.errors import RunError, SettingError, StoreError
-from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, differing
 from cusa.train.processes import Processes
 from cusa.train.saving.provenance import Beginning, Provenance
 from cusa.train.saving.run_dir import Checkpoints, load_run
 from cusa.train.saving.run_progress import Progress
 from cusa.train.saving.tensors import without_prefix
+from cusa.train.stores import Store
 from cusa.train.training_state import TrainingState
 
 
@@ -72,7 +72,7 @@ def begun_run(
     run_dir: Path,
     config: Config,
     provenance: Provenance,
-    store: EmbeddingStore,
+    store: Store,
 ) -> BegunRun:
     """Check that a run may be resumed: only its epochs may change what is computed.
 

@@ -21,6 +21,7 @@ from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import Checkpoints, begun
 from cusa.train.saving.student_folder import BEST_FOLDER
 from cusa.train.step import Footprint, TrainStep, prepare_step
+from cusa.train.stores import Store, open_store
 from cusa.train.student import Processors
 from cusa.train.training_data import TrainingData, data_notes, open_training_data
 
@@ -53,7 +54,7 @@ class RunSetup:
     run_dir: Path
     processes: Processes
     workers: int
-    store: EmbeddingStore
+    store: Store
     config: Config
     provenance: Provenance
     resumed: BegunRun | None
@@ -87,8 +88,9 @@ def set_up_run(
     """
     if processes.leads and not resume:
         _refuse_existing(run_dir)
-    store = EmbeddingStore(config.data.embeddings)
-    store.verify_index()
+    store = open_store(config.data.embeddings, config.data.image_root)
+    if isinstance(store, EmbeddingStore):
+        store.verify_index()
     resolved, provenance = resolve(config, store)
     resumed = None
     if resume and begun(run_dir):  # checked before a possibly different student is loaded
@@ -161,7 +163,7 @@ def _footprint(step: TrainStep, data: TrainingData) -> Footprint:
     """Freeze the parameters that get no gradient, and measure the memory of a step."""
     device = next(step.parameters()).device
     at_a_time = min(step.at_a_time or data.pairs_per_step, data.pairs_per_step)
-    two_pairs = data.pairs[[0, 1]].to(device)
+    two_pairs = data.sample([0, 1]).to(device)
     # The same pairs twice: the difference is what two more pairs need.
-    four_pairs = data.pairs[[0, 1, 0, 1]].to(device)
+    four_pairs = data.sample([0, 1, 0, 1]).to(device)
     return prepare_step(step, two_pairs, four_pairs, at_a_time)

@@ -5,9 +5,9 @@ A run may be stopped anywhere; when it is resumed, it continues as if it had not
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ class Trainer:
             pin=processes.device.type == "cuda",
         )
         # Only the leading process takes the lock; all_or_none tells the others if it fails.
-        with contextlib.closing(pool), contextlib.ExitStack() as run_lock:
+        with closing(pool), ExitStack() as run_lock:
             with processes.all_or_none():
                 if processes.leads:
                     run_lock.enter_context(FolderLock(setup.run_dir))
@@ -183,20 +183,20 @@ class Trainer:
     def _train_epoch(self, pool: WorkerPool[Batch]) -> None:
         """Take the remaining steps of the current epoch."""
         data = self.setup.data
-        data.order.epoch = self.progress.epoch
-        data.order.first = self.progress.steps_into_epoch(data.steps_per_epoch)
+        first_step = self.progress.steps_into_epoch(data.steps_per_epoch)
         self.setup.step.train()
         self._pace_start = (time.perf_counter(), self.progress.step)
         # Inputs that are encoded a few at a time are also moved to the device a few at a time.
         whole_inputs = self.setup.step.at_a_time is None
-        batches = on_device(pool.read(data.order), self.setup.processes.device, whole_inputs)
         not_finite = ""
-        while True:
-            batch, fault = next_batch(batches)
-            self._agree_to_go_on(fault, not_finite)
-            if batch is None:
-                return
-            not_finite = self._train_on(batch)
+        with closing(data.batches(pool, self.progress.epoch, first_step)) as read_batches:
+            batches = on_device(read_batches, self.setup.processes.device, whole_inputs)
+            while True:
+                batch, fault = next_batch(batches)
+                self._agree_to_go_on(fault, not_finite)
+                if batch is None:
+                    return
+                not_finite = self._train_on(batch)
 
     def _agree_to_go_on(self, fault: str, not_finite: str) -> None:
         """Stop all processes if one of them cannot go on, and save a checkpoint if one is due.

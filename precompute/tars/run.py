@@ -11,10 +11,12 @@ from cusa.data.files import sweep_dead
 from cusa.data.records import Dataset
 from cusa.data.store.schema import file_name
 from cusa.data.tars.manifest import Manifest, write_manifest
-from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.manifest_building import SetOrigin, build_manifest
 from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path, write_pairs
 from cusa.data.tars.pairs import TarPairs, name_of_tar, read_pairs_of_tar
+from cusa.data.tars.paths import common_folder
 from cusa.data.tars.samples import TarError
+from cusa.precompute.index_entries import absolute_source
 from cusa.precompute.pipeline import encode_shards
 from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
@@ -251,6 +253,11 @@ class TarRun:
             self._processes.hear(f"done-{rank}", self._check_stop)
         if self._policy.is_share:
             return TarOutcome(None, self._n_skipped)
-        manifest = build_manifest(self._folder)
+        sources: dict[str, str] = {}
+        for teacher_name, loaded in self._teachers.items():
+            sources[teacher_name] = absolute_source(loaded.teacher.source)
+        recorded = SetOrigin.recorded(self._folder)
+        origin = recorded.updated(common_folder(self._tars), sources)
+        manifest = build_manifest(self._folder, origin)
         write_manifest(self._folder, manifest)
         return TarOutcome(manifest, self._n_skipped)

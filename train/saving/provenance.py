@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 
-from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
+from cusa.train.stores import Store
 
 
 def _read_settings(content: Any) -> TeacherSettings:
@@ -73,7 +73,7 @@ class Provenance:
     encoders: Mapping[str, StoredTeacher]
     beginning: Beginning | None = None
 
-    def differences(self, store: EmbeddingStore, current: Provenance) -> list[str]:
+    def differences(self, store: Store, current: Provenance) -> list[str]:
         """List what the run used of a store and what has changed since.
 
         Args:
@@ -85,7 +85,7 @@ class Provenance:
         if self.dataset != store.dataset:
             differences.append(f"dataset ({self.dataset!r} / {store.dataset!r})")
         for name, fingerprint in self.splits.items():
-            if store.split(name).fingerprint != fingerprint:
+            if store.fingerprint(name) != fingerprint:
                 differences.append(f"fingerprint of split {name!r}")
         differences += _differences_of_teachers(self.teachers, current.teachers)
         differences += _differences_of_teachers(self.encoders, current.encoders)
