@@ -7,7 +7,8 @@ from cusa.data.tars.tar_set import TarSet
 from cusa.train.config import Config
 from cusa.train.saving.provenance import Provenance
 from cusa.train.student import Processors
-from cusa.train.tars.pairs import StoredTarInputs, TarFileInputs, TarInputs, TarSetPairs
+from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs, TarInputs
+from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.supply import InPlace, TarSupply
 
 # Tars that are open beyond those of a window, as batches lie across two of them.
@@ -42,8 +43,8 @@ def open_tar_pairs(
     teachers = [teacher.name for teacher in provenance.teachers.values()]
     window = config.data.window
     pairs = TarSetPairs(tar_set, inputs, teachers, window + _MORE_OPEN)
-    place = InPlace(tar_set, pairs.teachers_in_use, pairs.reads_images)
-    return pairs, TarSupply(pairs, tuple(tar_set.manifest.names), place, window)
+    source = InPlace(tar_set, pairs.teachers_in_use, pairs.reads_images)
+    return pairs, TarSupply(pairs, tuple(tar_set.manifest.names), source, window)
 
 
 def _require_image_root(tar_set: TarSet) -> None:

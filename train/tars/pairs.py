@@ -3,157 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
-from cusa.data.captions import normalizer
 from cusa.data.tars.open_tar import OpenTar
 from cusa.data.tars.tar_set import TarSet
-from cusa.train.loader import Batch, Inputs, pixels_of_file
-from cusa.train.student import Processors
-
-
-@dataclass(frozen=True)
-class TarRows:
-    """The pairs of a batch that are in one tar.
-
-    Attributes:
-        tar: The tar.
-        positions: int64 ``[n]``, the places of the pairs in the batch.
-        image_rows: int64 ``[n]``, the image row of each within the tar.
-        caption_rows: int64 ``[n]``, the caption row of each within the tar.
-    """
-
-    tar: OpenTar
-    positions: np.ndarray
-    image_rows: np.ndarray
-    caption_rows: np.ndarray
-
-
-class TarInputs(Protocol):
-    """Reads a student's inputs for a batch whose pairs are in several tars."""
-
-    @property
-    def teachers(self) -> Sequence[str]:
-        """Return the names of teachers whose rows the student's inputs need."""
-
-    @property
-    def reads_images(self) -> bool:
-        """Return whether pictures are read from the tars."""
-
-    def images(self, rows: Sequence[TarRows]) -> Inputs:
-        """Read the image trunk's inputs, in the order of the batch."""
-
-    def texts(self, rows: Sequence[TarRows]) -> Inputs:
-        """Read the text trunk's inputs, in the order of the batch."""
-
-
-@dataclass(frozen=True)
-class StoredTarInputs:
-    """The adapter's inputs: rows of two encoders, so that no tar is read.
-
-    Attributes:
-        image_encoder: The image encoder's name in the set.
-        text_encoder: The text encoder's name in the set.
-    """
-
-    image_encoder: str
-    text_encoder: str
-    reads_images = False
-
-    @property
-    def teachers(self) -> tuple[str, str]:
-        """Return the names of the encoders."""
-        return self.image_encoder, self.text_encoder
-
-    def images(self, rows: Sequence[TarRows]) -> torch.Tensor:
-        """Read float32 ``[B, image_dim]``."""
-        return gathered_image_rows(rows, self.image_encoder).float()
-
-    def texts(self, rows: Sequence[TarRows]) -> torch.Tensor:
-        """Read float32 ``[B, text_dim]``."""
-        return gathered_caption_rows(rows, self.text_encoder).float()
-
-
-@dataclass(frozen=True)
-class TarFileInputs:
-    """A Hugging Face student's inputs: pictures of the tars, decoded, and tokenised captions.
-
-    Attributes:
-        processors: The student's image processor and tokeniser.
-        normalizer_name: Name of the caption normaliser.
-        teachers: All teachers of the set: what one of them skipped is unreadable here, too.
-    """
-
-    processors: Processors
-    normalizer_name: str
-    teachers: tuple[str, ...]
-    reads_images = True
-
-    def images(self, rows: Sequence[TarRows]) -> torch.Tensor:
-        """Decode and preprocess pictures: float32 ``[B, 3, h, w]``.
-
-        Raises:
-            ImageError: If a picture cannot be decoded or preprocessed; names it as TAR/PATH.
-            TarError: If a tar cannot be read, or has become shorter.
-        """
-        pixels: dict[int, torch.Tensor] = {}
-        for in_tar in rows:
-            for position, row in _pairs(in_tar.positions, in_tar.image_rows):
-                path, content = in_tar.tar.image(row)
-                pixels[position] = pixels_of_file(self.processors, path, content)
-        return torch.cat([pixels[position] for position in range(len(pixels))])
-
-    def texts(self, rows: Sequence[TarRows]) -> dict[str, torch.Tensor]:
-        """Normalise and tokenise captions: int64 ``[B, length]`` by name of the model's input."""
-        normalize = normalizer(self.normalizer_name)
-        captions: dict[int, str] = {}
-        for in_tar in rows:
-            for position, row in _pairs(in_tar.positions, in_tar.caption_rows):
-                captions[position] = normalize(in_tar.tar.captions[row])
-        return self.processors.tokens([captions[position] for position in range(len(captions))])
-
-
-def _pairs(
-    positions: np.ndarray,
-    rows: np.ndarray,
-) -> Iterator[tuple[int, int]]:
-    return zip(positions.tolist(), rows.tolist(), strict=True)
-
-
-def gathered_image_rows(
-    rows: Sequence[TarRows],
-    teacher: str,
-) -> torch.Tensor:
-    """Gather an image teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
-    blocks = [in_tar.tar.rows(teacher)[in_tar.image_rows] for in_tar in rows]
-    return _in_order(rows, blocks)
-
-
-def gathered_caption_rows(
-    rows: Sequence[TarRows],
-    teacher: str,
-) -> torch.Tensor:
-    """Gather a text teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
-    blocks = [in_tar.tar.rows(teacher)[in_tar.caption_rows] for in_tar in rows]
-    return _in_order(rows, blocks)
-
-
-def _in_order(
-    rows: Sequence[TarRows],
-    blocks: Sequence[np.ndarray],
-) -> torch.Tensor:
-    """Put what was read tar by tar into the order of the batch."""
-    joined = np.concatenate(blocks)
-    in_order = np.empty_like(joined)
-    in_order[np.concatenate([in_tar.positions for in_tar in rows])] = joined
-    return torch.from_numpy(in_order)
+from cusa.train.loader import Batch
+from cusa.train.tars.inputs import TarInputs, TarRows, gathered_caption_rows, gathered_image_rows
 
 
 class TarSetPairs(Dataset[Batch]):
@@ -194,9 +54,10 @@ class TarSetPairs(Dataset[Batch]):
         self.reads_images = inputs.reads_images
         manifest = tar_set.manifest
         n_trainable = manifest.n_trainable(self.teachers_in_use)
-        self._first_pairs = np.append(0, np.cumsum(n_trainable))
-        self._first_images = np.append(0, np.cumsum(manifest.counts["n_images"]))
-        self.n_left_out = int(manifest.counts["n_captions"].sum() - n_trainable.sum())
+        n_captions = int(manifest.counts["n_captions"].sum())
+        self.n_left_out = n_captions - int(n_trainable.sum())
+        self._first_pairs = _starts(n_trainable)
+        self._first_images = _starts(manifest.counts["n_images"])
 
     def __len__(self) -> int:
         return int(self._first_pairs[-1])
@@ -204,15 +65,24 @@ class TarSetPairs(Dataset[Batch]):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open_tars": OrderedDict()}
 
-    def tars_of(self, pairs: ArrayLike) -> np.ndarray:
+    def tars_of(
+        self,
+        pairs: ArrayLike,
+    ) -> np.ndarray:
         """Return the numbers of the tars that pairs are in: int64, ascending."""
         return np.unique(self._tar_of_each(np.asarray(pairs)))
 
-    def _tar_of_each(self, pairs: np.ndarray) -> np.ndarray:
+    def _tar_of_each(
+        self,
+        pairs: np.ndarray,
+    ) -> np.ndarray:
         # Of tars without a trainable pair, which begin where the next one begins, none is meant.
         return np.searchsorted(self._first_pairs, pairs, "right") - 1
 
-    def __getitem__(self, pairs: ArrayLike) -> Batch:
+    def __getitem__(
+        self,
+        pairs: ArrayLike,
+    ) -> Batch:
         pair_numbers = np.asarray(pairs)
         tar_of_each = self._tar_of_each(pair_numbers)
         image_ids = np.empty(len(pair_numbers), np.int64)
@@ -249,7 +119,10 @@ class TarSetPairs(Dataset[Batch]):
         caption_rows = numbers_in_tar + np.searchsorted(kept_before, numbers_in_tar, "right")
         return TarRows(tar, positions, tar.caption_image[caption_rows], caption_rows)
 
-    def _open(self, tar_number: int) -> OpenTar:
+    def _open(
+        self,
+        tar_number: int,
+    ) -> OpenTar:
         """Return a tar, open; of those that are open, the one used longest ago is closed."""
         tar = self._open_tars.get(tar_number)
         if tar is None:
@@ -269,9 +142,12 @@ class ImageNames(Sequence[str]):
         tar_set: The set.
     """
 
-    def __init__(self, tar_set: TarSet) -> None:
+    def __init__(
+        self,
+        tar_set: TarSet,
+    ) -> None:
         self._tar_set = tar_set
-        self._first_images = np.append(0, np.cumsum(tar_set.manifest.counts["n_images"]))
+        self._first_images = _starts(tar_set.manifest.counts["n_images"])
 
     def __len__(self) -> int:
         return int(self._first_images[-1])
@@ -279,5 +155,12 @@ class ImageNames(Sequence[str]):
     def __getitem__(self, image: int) -> str:  # type: ignore[override]
         tar_number = int(np.searchsorted(self._first_images, image, "right")) - 1
         tar = self._tar_set.manifest.names[tar_number]
-        keys = self._tar_set.pairs(tar).keys
-        return f"{tar}/{keys[image - int(self._first_images[tar_number])]}"
+        row = image - int(self._first_images[tar_number])
+        key = self._tar_set.pairs(tar).keys[row]
+        return f"{tar}/{key}"
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Return the number of the first item of each tar, then the number of items."""
+    stops = np.cumsum(counts)
+    return np.append(0, stops)

@@ -23,10 +23,13 @@ from cusa.train.loader import Batch
 from cusa.train.tars.pairs import TarSetPairs
 
 
-class TarPlace(Protocol):
+class TarSource(Protocol):
     """Where batches read the files of tars from."""
 
-    def bring(self, tar: str) -> None:
+    def bring(
+        self,
+        tar: str,
+    ) -> None:
         """Make sure that a tar's files are there, all bytes of them verified.
 
         Raises:
@@ -34,7 +37,10 @@ class TarPlace(Protocol):
             TarError: If the tar is missing or has changed.
         """
 
-    def drop(self, tar: str) -> None:
+    def drop(
+        self,
+        tar: str,
+    ) -> None:
         """Forget a tar that no batch needs for now."""
 
 
@@ -52,7 +58,10 @@ class InPlace:
     teachers: tuple[str, ...]
     reads_images: bool
 
-    def bring(self, tar: str) -> None:
+    def bring(
+        self,
+        tar: str,
+    ) -> None:
         """Verify a tar's files, where they are."""
         try:
             self.tar_set.require_tar(tar, self.teachers, self.reads_images)
@@ -64,7 +73,10 @@ class InPlace:
                 name=tar,
             ) from None
 
-    def drop(self, tar: str) -> None:
+    def drop(
+        self,
+        tar: str,
+    ) -> None:
         """Do nothing: the files are the user's."""
 
 
@@ -104,7 +116,7 @@ class TarSupply:
     Args:
         pairs: The trainable pairs.
         names: The names of all tars.
-        place: Where batches read their files from.
+        source: Where batches read their files from.
         n_ahead: How many further tars are brought while batches use others: those of a window.
     """
 
@@ -112,15 +124,18 @@ class TarSupply:
         self,
         pairs: TarSetPairs,
         names: tuple[str, ...],
-        place: TarPlace,
+        source: TarSource,
         n_ahead: int,
     ) -> None:
         self._pairs = pairs
         self._names = names
-        self._place = place
+        self._source = source
         self._n_ahead = n_ahead
 
-    def sample(self, pairs: list[int]) -> Batch:
+    def sample(
+        self,
+        pairs: list[int],
+    ) -> Batch:
         """Read a batch at once, in this process.
 
         Raises:
@@ -128,10 +143,10 @@ class TarSupply:
         """
         tars = self._pairs.tars_of(pairs).tolist()
         for tar_number in tars:
-            self._place.bring(self._names[tar_number])
+            self._source.bring(self._names[tar_number])
         batch = self._pairs[pairs]
         for tar_number in tars:
-            self._place.drop(self._names[tar_number])
+            self._source.drop(self._names[tar_number])
         return batch
 
     def read(
@@ -148,7 +163,7 @@ class TarSupply:
         Raises:
             CusaError: If a file of a tar cannot be used, before a batch needs it.
         """
-        with closing(_Epoch(self._pairs, self._names, self._place, self._n_ahead)) as epoch:
+        with closing(_Epoch(self._pairs, self._names, self._source, self._n_ahead)) as epoch:
             batches = pool.read(epoch.ready(iter(order)))
             for step_number, batch in enumerate(batches):
                 yield batch
@@ -165,12 +180,12 @@ class _Epoch:
         self,
         pairs: TarSetPairs,
         names: tuple[str, ...],
-        place: TarPlace,
+        source: TarSource,
         n_ahead: int,
     ) -> None:
         self._pairs = pairs
         self._names = names
-        self._place = place
+        self._source = source
         self._n_ahead = n_ahead
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tars")
         self._steps: deque[_Step] = deque()
@@ -182,9 +197,12 @@ class _Epoch:
         """Wait for the one tar that is being brought, and drop all."""
         self._thread.shutdown(cancel_futures=True)
         for tar_number in self._stays:
-            self._place.drop(self._names[tar_number])
+            self._source.drop(self._names[tar_number])
 
-    def ready(self, order: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def ready(
+        self,
+        order: Iterator[np.ndarray],
+    ) -> Iterator[np.ndarray]:
         """Yield the pair numbers of each step once its tars are there."""
         numbered = enumerate(order)
         while True:
@@ -197,15 +215,21 @@ class _Epoch:
                 arrival.result()
             yield step.pairs
 
-    def drop_behind(self, step_number: int) -> None:
+    def drop_behind(
+        self,
+        step_number: int,
+    ) -> None:
         """Drop the tars that no step after this one needs, as far as was looked ahead."""
         with self._lock:
             for tar_number, stay in list(self._stays.items()):
                 if stay.last_step <= step_number:
                     del self._stays[tar_number]
-                    self._place.drop(self._names[tar_number])
+                    self._source.drop(self._names[tar_number])
 
-    def _look_ahead(self, order: Iterator[tuple[int, np.ndarray]]) -> None:
+    def _look_ahead(
+        self,
+        order: Iterator[tuple[int, np.ndarray]],
+    ) -> None:
         """Begin to bring the tars of further steps, until enough are on their way."""
         while not self._steps or self._n_unused() < self._n_ahead:
             step_number, pairs = next(order, (0, None))
@@ -219,13 +243,20 @@ class _Epoch:
     def _n_unused(self) -> int:
         """Return how many tars are needed by later steps, but not by the next one or before."""
         next_step = self._steps[0].number
-        return sum(stay.first_step > next_step for stay in self._stays.values())
+        n_unused = 0
+        for stay in self._stays.values():
+            n_unused += stay.first_step > next_step
+        return n_unused
 
-    def _arrival(self, tar_number: int, step_number: int) -> Future[None]:
+    def _arrival(
+        self,
+        tar_number: int,
+        step_number: int,
+    ) -> Future[None]:
         """Return what becomes of bringing a tar that a step needs."""
         stay = self._stays.get(tar_number)
         if stay is None:
-            arrival = self._thread.submit(self._place.bring, self._names[tar_number])
+            arrival = self._thread.submit(self._source.bring, self._names[tar_number])
             stay = self._stays[tar_number] = _Stay(arrival, step_number, step_number)
         stay.last_step = step_number
         return stay.arrival

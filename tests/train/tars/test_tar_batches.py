@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from cusa.data.errors import StoreError
+from cusa.data.errors import ImageError, StoreError
+from cusa.data.images import load_image
+from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.tars.pairs import ImageNames, StoredTarInputs, TarSetPairs
+from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs
+from cusa.train.tars.pairs import ImageNames, TarSetPairs
 from cusa.train.tars.supply import InPlace, TarSupply
-from tests.data.tars.tar_files import write_set, write_tars
-from tests.helpers import fault_of
+from tests.data.tars.tar_files import jpeg, write_set, write_tars
+from tests.helpers import Fault, fault_of
 
 N_TARS = 6
 N_PAIRS = 4
@@ -144,3 +147,52 @@ def test_a_flipped_byte_of_the_manifest_is_named(tmp_path, tar_set):
     with pytest.raises(StoreError) as caught:
         TarSet(tmp_path / "set")
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize("change", ["longer", "missing"])
+def test_a_changed_tar_is_named_where_pictures_are_read(tmp_path, tar_set, change):
+    path = tmp_path / "tars" / "00003.tar"
+    content = path.read_bytes()
+    path.unlink()
+    if change == "longer":
+        path.write_bytes(content + bytes(512))
+    InPlace(tar_set, TEACHERS, reads_images=False).bring("00003")
+    with pytest.raises(TarError) as caught:
+        InPlace(tar_set, TEACHERS, reads_images=True).bring("00003")
+    assert fault_of(caught.value) == Fault(TarError, path, name="00003")
+
+
+class Greys:
+    """Processors that keep the mean of a picture, and the captions as they are."""
+
+    def pixels(self, images):
+        means = [np.asarray(image).mean() for image in images]
+        return torch.tensor(means).reshape(-1, 1)
+
+    def tokens(self, captions):
+        return captions
+
+
+def test_pictures_and_captions_are_those_of_their_pairs(tmp_path, tar_set):
+    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), TEACHERS, 2)
+    numbers = [14, 0, 35, 13]
+    batch = pairs[numbers]
+    greys = [load_image(tmp_path, jpeg(image)) for image in batch.image_ids.tolist()]
+    assert torch.equal(batch.images, Greys().pixels(greys))
+    expected = []
+    for image, number in zip(batch.image_ids.tolist(), numbers, strict=True):
+        expected.append("two" if number % 2 else f"picture number {image}")
+    assert batch.texts == expected
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_by_tar_and_file(tmp_path, tar_set):
+    path = tmp_path / "tars" / "00002.tar"
+    stored = tar_set.pairs("00002")
+    content = bytearray(path.read_bytes())
+    start, size = int(stored.image_offsets[2]), int(stored.image_sizes[2])
+    content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), TEACHERS, 2)
+    with pytest.raises(ImageError) as caught:
+        pairs[[0, 14]]
+    assert caught.value.path == path / stored.images[2]

@@ -87,14 +87,14 @@ def test_a_run_says_what_it_was_trained_on(folder, whole):
     assert load_saved(run_dir).origin.step == 2 * N_TARS
 
 
-def _copy_of(folder, tmp_path, n_pairs=N_PAIRS):
-    tars = write_tars(tmp_path / "tars", N_TARS, n_pairs)
+def _make_set(tmp_path):
+    tars = write_tars(tmp_path / "tars", N_TARS, N_PAIRS)
     write_set(tmp_path / "set", tars)
     return tars
 
 
 def test_a_set_with_other_pairs_is_not_resumed_from(folder, tmp_path):
-    tars = _copy_of(folder, tmp_path)
+    tars = _make_set(tmp_path)
     arguments = (*_options(tmp_path, "adapter"), "--run-dir", tmp_path / "run")
     run_ok("train", *arguments)
     for path in (tmp_path / "set").rglob("*.h5"):
@@ -105,7 +105,7 @@ def test_a_set_with_other_pairs_is_not_resumed_from(folder, tmp_path):
 
 
 def test_tars_that_moved_are_found_by_their_folder(folder, tmp_path):
-    _copy_of(folder, tmp_path)
+    _make_set(tmp_path)
     make_tiny_clip(tmp_path / "clip")
     (tmp_path / "tars").rename(tmp_path / "moved")
     arguments = (*_options(tmp_path, "clip"), "--workers", 0, "--run-dir", tmp_path / "run")
@@ -116,8 +116,8 @@ def test_tars_that_moved_are_found_by_their_folder(folder, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["longer", "missing"])
-def test_a_tar_that_changed_is_named_and_the_run_goes_on_when_it_is_back(folder, tmp_path, change):
-    tars = _copy_of(folder, tmp_path)
+def test_a_changed_tar_stops_a_run_which_goes_on_when_the_tar_is_back(folder, tmp_path, change):
+    tars = _make_set(tmp_path)
     make_tiny_clip(tmp_path / "clip")
     content = tars[3].read_bytes()
     if change == "longer":
@@ -125,24 +125,9 @@ def test_a_tar_that_changed_is_named_and_the_run_goes_on_when_it_is_back(folder,
     else:
         tars[3].unlink()
     arguments = (*_options(tmp_path, "clip"), "--workers", 1, "--run-dir", tmp_path / "run")
-    failure = run_failure("train", *arguments)
-    assert isinstance(failure, DataError)
-    assert str(tars[3]) in str(failure)
+    assert isinstance(run_failure("train", *arguments), DataError)
     tars[3].write_bytes(content)
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
-
-
-def test_a_picture_that_cannot_be_decoded_is_named_by_tar_and_file(folder, tmp_path):
-    tars = _copy_of(folder, tmp_path)
-    make_tiny_clip(tmp_path / "clip")
-    pairs = TarSet(tmp_path / "set").pairs("00002")
-    content = bytearray(tars[2].read_bytes())
-    start = pairs.image_offsets[1]
-    content[start : start + pairs.image_sizes[1]] = bytes(pairs.image_sizes[1])
-    tars[2].write_bytes(content)
-    arguments = (*_options(tmp_path, "clip"), "--workers", 1, "--run-dir", tmp_path / "run")
-    failure = run_failure("train", *arguments)
-    assert f"00002.tar/{pairs.images[1]}" in str(failure)
 
 
 @pytest.mark.parametrize(
