@@ -12,8 +12,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
+from cusa.data.batch_check import require_a_batch
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError, ImageError, SettingError, StoreError, first_line
+from cusa.data.errors import CusaError, ImageError, first_line
 from cusa.data.images import load_image
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
@@ -320,19 +321,7 @@ class EpochOrder:
 
     def __post_init__(self) -> None:
         """Refuse too few pairs."""
-        if self.n_pairs == 0:
-            raise StoreError(
-                "no pair can be trained on: every image or every caption was skipped; "
-                "see cusa-store info"
-            )
-        if self.n_pairs < self.batch_size * self.size:
-            batch = f"batch size {self.batch_size}"
-            if self.size > 1:
-                batch += f" in each of {self.size} processes"
-            raise SettingError(
-                f"{batch} is larger than the {self.n_pairs} trainable pairs; pass --batch-size",
-                name="--batch-size",
-            )
+        require_a_batch(len(self), self.n_pairs, self.batch_size, self.size)
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, whatever ``first`` is."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cusa.data.errors import SettingError
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.tars.order import SetOrder
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.assemble import student_sources, validation_sources
@@ -40,7 +41,7 @@ class TrainingData:
     pairs: Pairs | TarSetPairs
     pairs_per_step: int
     pairs_in_loss: int
-    order: EpochOrder
+    order: EpochOrder | SetOrder
     image_ids: Sequence[str]
     supply: TarSupply | None
     val_sources: Sources | None
@@ -113,11 +114,33 @@ def open_training_data(
     train = config.train
     wanted = train.pairs_per_step
     batch_size = pairs_per_step(len(pairs), wanted, processes.size)
-    order = EpochOrder(len(pairs), batch_size, train.seed, processes.rank, processes.size)
+    order = _order(pairs, batch_size, config, processes)
     pairs_in_loss = batch_size * (processes.size if train.gather else 1)
     if pairs_in_loss < 2:
         raise _single_pair_error(len(pairs), wanted, processes.size)
     return TrainingData(pairs, batch_size, pairs_in_loss, order, image_ids, supply, val_sources)
+
+
+def _order(
+    pairs: Pairs | TarSetPairs,
+    batch_size: int,
+    config: Config,
+    processes: Processes,
+) -> EpochOrder | SetOrder:
+    """Return the order of an epoch's pairs: of all at random, or in windows of a set's tars."""
+    seed = config.train.seed
+    if isinstance(pairs, Pairs):
+        return EpochOrder(len(pairs), batch_size, seed, processes.rank, processes.size)
+    return SetOrder(
+        pairs.n_trainable,
+        batch_size,
+        seed,
+        config.data.window,
+        config.data.streams,
+        config.data.mix_streams,
+        processes.rank,
+        processes.size,
+    )
 
 
 def _single_pair_error(n_pairs: int, pairs_per_step: int, n_processes: int) -> SettingError:

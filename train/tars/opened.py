@@ -11,7 +11,7 @@ from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs, TarInputs
 from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.supply import InPlace, TarSupply
 
-# Tars that are open beyond those of a window, as batches lie across two of them.
+# Tars that are open beyond those of the streams' windows, as batches lie across two of them.
 _MORE_OPEN = 2
 
 
@@ -41,10 +41,10 @@ def open_tar_pairs(
         every_teacher = tuple(tar_set.manifest.teachers)
         inputs = TarFileInputs(processors, config.data.normalizer, every_teacher)
     teachers = [teacher.name for teacher in provenance.teachers.values()]
-    window = config.data.window
-    pairs = TarSetPairs(tar_set, inputs, teachers, window + _MORE_OPEN)
+    n_at_once = config.data.window * config.data.streams
+    pairs = TarSetPairs(tar_set, inputs, teachers, n_at_once + _MORE_OPEN)
     source = InPlace(tar_set, pairs.teachers_in_use, pairs.reads_images)
-    return pairs, TarSupply(pairs, tuple(tar_set.manifest.names), source, window)
+    return pairs, TarSupply(pairs, tuple(tar_set.manifest.names), source, n_at_once)
 
 
 def _require_image_root(tar_set: TarSet) -> None:

@@ -33,6 +33,7 @@ class TarSetPairs(Dataset[Batch]):
         n_open: How many tars are open at a time, at least those of one batch.
 
     Attributes:
+        n_trainable: int64 ``[n_tars]``, the trainable pairs of each tar.
         n_left_out: Pairs that are left out.
         teachers_in_use: Names of all teachers whose rows are read, or decide what is left out.
         reads_images: Whether pictures are read from the tars.
@@ -53,10 +54,10 @@ class TarSetPairs(Dataset[Batch]):
         self.teachers_in_use = tuple(dict.fromkeys([*teachers, *inputs.teachers]))
         self.reads_images = inputs.reads_images
         manifest = tar_set.manifest
-        n_trainable = manifest.n_trainable(self.teachers_in_use)
+        self.n_trainable = manifest.n_trainable(self.teachers_in_use)
         n_captions = int(manifest.counts["n_captions"].sum())
-        self.n_left_out = n_captions - int(n_trainable.sum())
-        self._first_pairs = _starts(n_trainable)
+        self.n_left_out = n_captions - int(self.n_trainable.sum())
+        self._first_pairs = _starts(self.n_trainable)
         self._first_images = _starts(manifest.counts["n_images"])
 
     def __len__(self) -> int:
