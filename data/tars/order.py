@@ -205,7 +205,8 @@ class _Stream:
         """Return the positions of a window in random order; the last window asked for is kept."""
         if number != self._window_number:
             start, stop = self._starts[number : number + 2].tolist()
-            generator = np.random.default_rng([*self._key, number])
+            # Not from 0: NumPy ignores zeros at the end, and [seed, epoch] permutes the tars.
+            generator = np.random.default_rng([*self._key, number + 1])
             self._order = start + generator.permutation(stop - start)
             self._window_number = number
         return self._order
