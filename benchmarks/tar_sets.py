@@ -158,7 +158,12 @@ def make_manifest(folder: Path, n_tars: int) -> None:
     for modality in ("image", "text"):
         settings = NoWork(modality, modality).load().settings("fp32", "float16", "albef")
         offsets = np.full(n_tars, 2048)
-        teachers[modality] = TarRows(settings, seals, offsets, np.zeros(n_tars, np.int64))
+        none_skipped = np.zeros(n_tars, np.int64)
+        none_left_out = np.zeros(n_tars + 1, np.int64)
+        no_rows = np.zeros(0, np.int64)
+        teachers[modality] = TarRows(
+            settings, seals, offsets, none_skipped, no_rows, none_left_out, modality
+        )
     names = [f"{number:06d}" for number in range(n_tars)]
     counts = {name: np.full(n_tars, 10_000) for name in COUNTS}
     is_complete = np.ones(n_tars, bool)

@@ -52,7 +52,7 @@ def teacher_entries(
         versions = reuse.versions(name, loaded.settings) if reuse is not None else None
         if not versions:
             versions = {package: version(package) for package in _RECORDED_PACKAGES}
-        source = _absolute_source(loaded.teacher.source)
+        source = absolute_source(loaded.teacher.source)
         entries[name] = TeacherEntry(loaded.settings, shards_by_split, source, versions)
     return entries
 
@@ -67,7 +67,7 @@ def _no_rows(name: str, modality: str) -> DataError:
     )
 
 
-def _absolute_source(source: str) -> str:
+def absolute_source(source: str) -> str:
     """Return where a teacher was loaded from; a path is made absolute."""
     path = Path(source)
     return str(path.resolve()) if path.exists() else source

@@ -31,10 +31,11 @@ INNER_IMPORTS = {
     "precompute": {"precompute/teachers"},
     "precompute/tars": {"precompute", "precompute/teachers"},
     "precompute/teachers": set(),
-    "train": {"train/loss", "train/saving"},
+    "train": {"train/loss", "train/saving", "train/tars"},
     "train/trackers": {"train", "train/saving"},
     "train/loss": {"train"},
     "train/saving": {"train", "train/loss"},
+    "train/tars": {"train", "train/saving"},
     "eval": {
         "eval/evaluators",
         "eval/evaluators/retrieval",

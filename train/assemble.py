@@ -13,6 +13,7 @@ from cusa.train.loader import FileInputs, Sources, StoredInputs
 from cusa.train.saving.provenance import Beginning, Provenance, StoredSplit, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
+from cusa.train.stores import Store
 from cusa.train.student import (
     Processors,
     Student,
@@ -26,7 +27,7 @@ _MODALITIES = ("image", "text")
 
 def resolve(
     config: Config,
-    store: EmbeddingStore,
+    store: Store,
     val_store: EmbeddingStore | None = None,
 ) -> tuple[Config, Provenance]:
     """Fill in the names of the store's teachers and encoders that a run uses.
@@ -44,13 +45,13 @@ def resolve(
     """
     data = config.data
     student = config.student
-    fingerprints = {data.train_split: store.split(data.train_split).fingerprint}
+    fingerprints = {data.train_split: store.fingerprint(data.train_split)}
     val_split = validation_split(config, val_store or store)
     validation = None
     if val_split is not None and val_store is not None:
-        validation = StoredSplit.of(val_store, val_split)
+        validation = StoredSplit.from_store(val_store, val_split)
     elif val_split is not None:
-        fingerprints[val_split] = store.splits[val_split].fingerprint
+        fingerprints[val_split] = store.fingerprint(val_split)
 
     teachers: dict[str, StoredTeacher] = {}
     encoders: dict[str, StoredTeacher] = {}
@@ -84,7 +85,7 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
 
 
 def _stored_teachers(
-    store: EmbeddingStore,
+    store: Store,
     role: str,
     *wanted_names: str | None,
 ) -> dict[str, StoredTeacher]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import SettingError
-from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import (
     SHORT,
     Config,
@@ -32,6 +31,7 @@ from cusa.train.saving.hub_student import local_student
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
 from cusa.train.settings import shortened
+from cusa.train.stores import open_store
 
 # Settings that later versions added, and the values that change nothing. A sweep's folder is named
 # after its settings; leaving these out keeps the name that earlier versions gave it.
@@ -180,7 +180,7 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
                 name="data.embeddings",
             )
         student = over.get("student", {}).get("name")
-        preset = default_preset(EmbeddingStore(checked.data.embeddings).dataset, student)
+        preset = default_preset(open_store(checked.data.embeddings).dataset, student)
     config = build_config(override(load_preset(preset), over))
     refuse_endless_warmup(config)
     return config
@@ -224,7 +224,7 @@ def _named_store(given: Given) -> dict[str, Any]:
 
 def default_run_dir(config: Config) -> Path:
     """Name a new folder under ``runs/`` for data set, student, loss, seed and the time."""
-    dataset = EmbeddingStore(config.data.embeddings).dataset
+    dataset = open_store(config.data.embeddings).dataset
     student = Path(config.student.name).name
     names = [name for name, terms in TERMS.items() if set(terms) == set(config.loss.terms)]
     loss = names[0] if names else "-".join(config.loss.terms)
@@ -242,5 +242,5 @@ def default_sweep_dir(configs: Sequence[Config]) -> Path:
                 del values[name]
         described.append(values)
     digest = hashlib.sha256(repr(described).encode()).hexdigest()[:8]
-    dataset = EmbeddingStore(configs[0].data.embeddings).dataset
+    dataset = open_store(configs[0].data.embeddings).dataset
     return Path("runs") / f"{dataset}-sweep-{digest}"

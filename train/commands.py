@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.datasets import KNOWN_SIZES
+from cusa.data.errors import SettingError
 from cusa.data.shell import shell_command
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.tars.verify import holds_set
 from cusa.train.config import Config
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import load_run
@@ -79,13 +81,31 @@ def split_to_measure(run_dir: Path) -> MeasuredSplit:
         CusaError: If the run or its store cannot be read.
     """
     config, provenance = load_run(run_dir)
-    store = EmbeddingStore(config.data.val_embeddings or config.data.embeddings)
+    store = evaluated_store(config)
     split = _best_split(config, provenance, store)
     is_partial = False
     if split == "test" and split in KNOWN_SIZES.get(store.dataset, {}):
         n_images = store.splits[split].n_images - len(store.skipped(split)[0])
         is_partial = n_images != KNOWN_SIZES[store.dataset][split]
     return MeasuredSplit(split, is_partial)
+
+
+def evaluated_store(config: Config) -> EmbeddingStore:
+    """Open the store that a run is evaluated on.
+
+    Raises:
+        SettingError: If it is a set of tars, which has no split to evaluate on.
+        StoreError: If the store cannot be read.
+    """
+    path = config.data.val_embeddings or config.data.embeddings
+    if holds_set(Path(path)):
+        raise SettingError(
+            f"{path} is a set of tars, which has no split to evaluate on; name a store of other "
+            "pairs with --val-embeddings, or evaluate the run on one: cusa-eval --run RUN "
+            "--embeddings STORE",
+            name="report",
+        )
+    return EmbeddingStore(path)
 
 
 def _best_split(

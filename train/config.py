@@ -75,6 +75,11 @@ class DataConfig:
         val_split: Split that the best student is chosen on. ``None``: none, and the last student
             is kept; so, with a note, where the only store has no split of the default name.
         normalizer: Caption normaliser of a Hugging Face student.
+        window: Of a set of tars, how many tars the pairs of a stream are drawn from at a time.
+        streams: Of a set of tars, the streams of each process: places of the shuffled tars that
+            it reads at once, each in windows of its own.
+        mix_streams: Of a set of tars, whether each batch is drawn from all streams, rather than
+            from one after the other.
     """
 
     embeddings: Text = ""
@@ -86,6 +91,9 @@ class DataConfig:
     train_split: Text = "train"
     val_split: Text | None = "val"
     normalizer: Literal["albef", "none"] = "albef"
+    window: WholeNumber = Field(default=8, ge=1, le=1_000_000)
+    streams: WholeNumber = Field(default=1, ge=1, le=1024)
+    mix_streams: Flag = True
 
 
 @settings

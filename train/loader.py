@@ -12,8 +12,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
+from cusa.data.batch_check import require_a_batch
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError, ImageError, SettingError, StoreError, first_line
+from cusa.data.errors import CusaError, ImageError, first_line
 from cusa.data.images import load_image
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
@@ -90,17 +91,7 @@ class FileInputs:
             ImageError: If a file cannot be read or preprocessed.
         """
         paths = [self.image_root / self.split.image_paths[row] for row in rows.tolist()]
-        return torch.cat([self._pixels(path) for path in paths])
-
-    def _pixels(self, path: Path) -> torch.Tensor:
-        image = load_image(path)
-        try:
-            return self.processors.pixels([image])
-        except Exception as error:  # on odd sizes, image processors raise nearly anything
-            raise ImageError(
-                f"image {path} cannot be preprocessed ({first_line(error)}); replace or remove it",
-                path=path,
-            ) from None
+        return torch.cat([pixels_of_file(self.processors, path) for path in paths])
 
     def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Normalise and tokenise captions: int64 ``[n, length]`` by name of the model's input."""
@@ -111,6 +102,31 @@ class FileInputs:
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows that any teacher of the store skipped: they are unreadable here, too."""
         return self.skipped
+
+
+def pixels_of_file(
+    processors: Processors,
+    path: Path,
+    content: bytes | None = None,
+) -> torch.Tensor:
+    """Decode and preprocess an image: float32 ``[1, 3, h, w]``.
+
+    Args:
+        processors: A student's processors.
+        path: The file; errors name it.
+        content: Its bytes, if they are not to be read from the path.
+
+    Raises:
+        ImageError: If it cannot be decoded or preprocessed.
+    """
+    image = load_image(path, content)
+    try:
+        return processors.pixels([image])
+    except Exception as error:  # on odd sizes, image processors raise nearly anything
+        raise ImageError(
+            f"image {path} cannot be preprocessed ({first_line(error)}); replace or remove it",
+            path=path,
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -305,19 +321,7 @@ class EpochOrder:
 
     def __post_init__(self) -> None:
         """Refuse too few pairs."""
-        if self.n_pairs == 0:
-            raise StoreError(
-                "no pair can be trained on: every image or every caption was skipped; "
-                "see cusa-store info"
-            )
-        if self.n_pairs < self.batch_size * self.size:
-            batch = f"batch size {self.batch_size}"
-            if self.size > 1:
-                batch += f" in each of {self.size} processes"
-            raise SettingError(
-                f"{batch} is larger than the {self.n_pairs} trainable pairs; pass --batch-size",
-                name="--batch-size",
-            )
+        require_a_batch(len(self), self.n_pairs, self.batch_size, self.size)
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, whatever ``first`` is."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import RunError, SettingError, StoreError
-from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, OptimConfig, differing
 from cusa.train.length import RunLength, Span, run_span, schedule_span
 from cusa.train.processes import Processes
@@ -15,6 +14,7 @@ from cusa.train.saving.provenance import Beginning, Provenance
 from cusa.train.saving.run_dir import Checkpoints, load_run
 from cusa.train.saving.run_progress import Progress, ProgressInEpochs
 from cusa.train.saving.tensors import without_prefix
+from cusa.train.stores import Store
 from cusa.train.training_state import TrainingState
 
 
@@ -126,7 +126,7 @@ def begun_run(
     run_dir: Path,
     config: Config,
     provenance: Provenance,
-    store: EmbeddingStore,
+    store: Store,
 ) -> BegunRun:
     """Check that a run may be resumed: only its length may change what is computed.
 

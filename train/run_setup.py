@@ -22,6 +22,7 @@ from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import Checkpoints, begun
 from cusa.train.saving.student_folder import BEST_FOLDER
 from cusa.train.step import Footprint, TrainStep, prepare_step
+from cusa.train.stores import Store, open_store
 from cusa.train.student import Processors
 from cusa.train.training_data import TrainingData, data_notes, open_training_data
 from cusa.train.validation_store import open_validation_store
@@ -56,7 +57,7 @@ class RunSetup:
     run_dir: Path
     processes: Processes
     workers: int
-    store: EmbeddingStore
+    store: Store
     config: Config
     provenance: Provenance
     resumed: BegunRun | None
@@ -91,8 +92,9 @@ def set_up_run(
     """
     if processes.leads and not resume:
         _refuse_existing(run_dir)
-    store = EmbeddingStore(config.data.embeddings)
-    store.verify_index()
+    store = open_store(config.data.embeddings, config.data.image_root)
+    if isinstance(store, EmbeddingStore):
+        store.verify_index()
     val_store = open_validation_store(config.data)
     resolved, provenance = resolve(config, store, val_store)
     resumed = None
@@ -172,7 +174,7 @@ def _footprint(step: TrainStep, data: TrainingData) -> Footprint:
     """Freeze the parameters that get no gradient, and measure the memory of a step."""
     device = next(step.parameters()).device
     at_a_time = min(step.at_a_time or data.pairs_per_step, data.pairs_per_step)
-    two_pairs = data.pairs[[0, 1]].to(device)
+    two_pairs = data.sample([0, 1]).to(device)
     # The same pairs twice: the difference is what two more pairs need.
-    four_pairs = data.pairs[[0, 1, 0, 1]].to(device)
+    four_pairs = data.sample([0, 1, 0, 1]).to(device)
     return prepare_step(step, two_pairs, four_pairs, at_a_time)

@@ -5,9 +5,9 @@ A run may be stopped anywhere; when it is resumed, it continues as if it had not
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,13 @@ class Trainer:
             pin=processes.device.type == "cuda",
         )
         # Only the leading process takes the lock; all_or_none tells the others if it fails.
-        with contextlib.closing(pool), contextlib.ExitStack() as run_lock:
+        with closing(pool), ExitStack() as run_lock:
             with processes.all_or_none():
                 if processes.leads:
                     run_lock.enter_context(FolderLock(setup.run_dir))
             run_lock.enter_context(report_end(self._reporters))
             self._begin()
-            batches = run_lock.enter_context(contextlib.closing(self._batches(pool)))
+            batches = run_lock.enter_context(closing(self._batches(pool)))
             while not self.finished:
                 self._train_to(self.setup.length.next_validation(self.progress), batches)
                 self._validate()
@@ -181,9 +181,10 @@ class Trainer:
         # Inputs that are encoded a few at a time are also moved to the device a few at a time.
         whole_inputs = self.setup.step.at_a_time is None
         while True:
-            data.order.epoch, data.order.first = divmod(first, data.steps_per_epoch)
-            yield from on_device(pool.read(data.order), self.setup.processes.device, whole_inputs)
-            first = (data.order.epoch + 1) * data.steps_per_epoch
+            epoch, first_step = divmod(first, data.steps_per_epoch)
+            with closing(data.batches(pool, epoch, first_step)) as read_batches:
+                yield from on_device(read_batches, self.setup.processes.device, whole_inputs)
+            first = (epoch + 1) * data.steps_per_epoch
 
     def _train_to(
         self,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from cusa.data.errors import SettingError
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.tars.order import SetOrder
+from cusa.data.tars.tar_set import TarSet
+from cusa.data.worker_pool import WorkerPool
 from cusa.train.assemble import student_sources, validation_sources
 from cusa.train.config import Config
-from cusa.train.loader import EpochOrder, Pairs, Sources, pairs_per_step
+from cusa.train.loader import Batch, EpochOrder, Pairs, Sources, pairs_per_step
 from cusa.train.processes import Processes
 from cusa.train.saving.provenance import Provenance
+from cusa.train.stores import Store
 from cusa.train.student import Processors
+from cusa.train.tars.opened import open_tar_pairs
+from cusa.train.tars.pairs import ImageNames, TarSetPairs
+from cusa.train.tars.supply import TarSupply
 
 
 @dataclass
@@ -26,15 +33,43 @@ class TrainingData:
         pairs_in_loss: Pairs that one loss compares with each other.
         order: The order of the pairs, epoch by epoch.
         image_ids: Ids of the training split's images, by row.
+        supply: Brings the tars that batches need; ``None`` if they are read from a store of a
+            single file.
         val_sources: Readers of the validation split; ``None`` without one.
     """
 
-    pairs: Pairs
+    pairs: Pairs | TarSetPairs
     pairs_per_step: int
     pairs_in_loss: int
-    order: EpochOrder
+    order: EpochOrder | SetOrder
     image_ids: Sequence[str]
+    supply: TarSupply | None
     val_sources: Sources | None
+
+    def sample(self, pairs: list[int]) -> Batch:
+        """Read a batch of pairs at once, in this process."""
+        if self.supply is not None:
+            return self.supply.sample(pairs)
+        return self.pairs[pairs]
+
+    def batches(
+        self,
+        pool: WorkerPool[Batch],
+        epoch: int,
+        first: int,
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of an epoch; close the generator to stop early.
+
+        Args:
+            pool: Reads them.
+            epoch: The epoch, from 0.
+            first: The first batch, as those before it are done.
+        """
+        self.order.epoch = epoch
+        self.order.first = first
+        if self.supply is not None:
+            return self.supply.read(pool, self.order)
+        return pool.read(self.order)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,8 +78,8 @@ class TrainingData:
 
 
 def open_training_data(
-    store: EmbeddingStore,
-    val_store: EmbeddingStore,
+    store: EmbeddingStore | TarSet,
+    val_store: EmbeddingStore | TarSet,
     config: Config,
     provenance: Provenance,
     processors: Processors | None,
@@ -63,21 +98,52 @@ def open_training_data(
     Raises:
         CusaError: If there are too few pairs, or rows or the image folder are missing.
     """
-    train = config.train
     encoders = tuple(encoder.name for encoder in provenance.encoders.values())
-    split = config.data.train_split
-    sources = student_sources(store, split, config, encoders, processors)
-    val_sources = validation_sources(val_store, config, encoders, processors)
-    teachers = [store.embeddings(stored.name, split) for stored in provenance.teachers.values()]
-    pairs = Pairs(*sources, teachers)
+    pairs: Pairs | TarSetPairs
+    image_ids: Sequence[str]
+    supply = val_sources = None
+    if isinstance(store, TarSet):
+        pairs, supply = open_tar_pairs(store, config, provenance, processors)
+        image_ids = ImageNames(store)
+    else:
+        split = config.data.train_split
+        sources = student_sources(store, split, config, encoders, processors)
+        names = [teacher.name for teacher in provenance.teachers.values()]
+        pairs = Pairs(*sources, [store.embeddings(name, split) for name in names])
+        image_ids = sources.split.image_ids
+    if isinstance(val_store, EmbeddingStore):
+        val_sources = validation_sources(val_store, config, encoders, processors)
 
-    batch_size = pairs_per_step(len(pairs), train.pairs_per_step, processes.size)
-    order = EpochOrder(len(pairs), batch_size, train.seed, processes.rank, processes.size)
+    train = config.train
+    wanted = train.pairs_per_step
+    batch_size = pairs_per_step(len(pairs), wanted, processes.size)
+    order = _order(pairs, batch_size, config, processes)
     pairs_in_loss = batch_size * (processes.size if train.gather else 1)
     if pairs_in_loss < 2:
-        raise _single_pair_error(len(pairs), train.pairs_per_step, processes.size)
-    ids = sources.split.image_ids
-    return TrainingData(pairs, batch_size, pairs_in_loss, order, ids, val_sources)
+        raise _single_pair_error(len(pairs), wanted, processes.size)
+    return TrainingData(pairs, batch_size, pairs_in_loss, order, image_ids, supply, val_sources)
+
+
+def _order(
+    pairs: Pairs | TarSetPairs,
+    batch_size: int,
+    config: Config,
+    processes: Processes,
+) -> EpochOrder | SetOrder:
+    """Return the order of an epoch's pairs: of all at random, or in windows of a set's tars."""
+    seed = config.train.seed
+    if isinstance(pairs, Pairs):
+        return EpochOrder(len(pairs), batch_size, seed, processes.rank, processes.size)
+    return SetOrder(
+        pairs.n_trainable,
+        batch_size,
+        seed,
+        config.data.window,
+        config.data.streams,
+        config.data.mix_streams,
+        processes.rank,
+        processes.size,
+    )
 
 
 def _single_pair_error(n_pairs: int, pairs_per_step: int, n_processes: int) -> SettingError:
@@ -97,7 +163,7 @@ def _single_pair_error(n_pairs: int, pairs_per_step: int, n_processes: int) -> S
 def data_notes(
     data: TrainingData,
     given: Config,
-    store: EmbeddingStore,
+    store: Store,
 ) -> list[str]:
     """List what the user should know about a run's data: no validation, or fewer pairs than a step.
 

@@ -8,6 +8,7 @@ from cusa.data.errors import SettingError, StoreError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
 from cusa.train.saving.provenance import StoredTeacher
+from cusa.train.stores import Store
 
 
 def open_validation_store(data: DataConfig) -> EmbeddingStore | None:
@@ -25,7 +26,7 @@ def open_validation_store(data: DataConfig) -> EmbeddingStore | None:
 
 def validation_split(
     config: Config,
-    store: EmbeddingStore,
+    store: Store,
 ) -> str | None:
     """Name the split to choose the best student on.
 
@@ -62,7 +63,7 @@ def validation_split(
     return None
 
 
-def _refuse_what_needs_validation(config: Config, store: EmbeddingStore) -> None:
+def _refuse_what_needs_validation(config: Config, store: Store) -> None:
     """Refuse settings that mean nothing without a validation split."""
     for setting in ("patience", "validate_every"):
         if getattr(config.train, setting) is not None:

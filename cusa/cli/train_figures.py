@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from cusa.data.errors import SettingError
 from cusa.screen.console import console, print_plain
 from cusa.train.commands import evaluation_command
 from cusa.train.sweep import figures, validated
@@ -23,8 +24,13 @@ def print_next(runs: Sequence[TrainedRun], evaluation: Evaluation | None) -> Non
         from cusa.cli.evaluate_output import print_evaluation
 
         print_evaluation(evaluation)
-    else:
-        print_plain(f"next: {evaluation_command([run.run_dir for run in runs])}")
+        return
+    run_dirs = [run.run_dir for run in runs]
+    try:
+        print_plain(f"next: {evaluation_command(run_dirs)}")
+    except SettingError:
+        # Trained on a set of tars: no store is known, so that there is no command to paste.
+        print_plain(f"next: cusa-eval --run {run_dirs[0]} --embeddings, and a store of other pairs")
 
 
 def print_sweep(folder: Path, rows: Sequence[Any]) -> None:

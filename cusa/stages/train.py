@@ -92,9 +92,12 @@ def train(
     report = given.pop("report", False)
     with stop_signals() as check_stop:
         from cusa.train.command_settings import chosen_settings, default_run_dir
+        from cusa.train.commands import evaluated_store
         from cusa.train.processes import Processes
 
         config = chosen_settings(given_settings(given), run_dir, resume)
+        if report:
+            evaluated_store(config)
         with closing(Processes(pick_device(config.train.device))) as processes:
             # All processes use the directory of the first, as the default name contains the time.
             run_dir = processes.everyones(run_dir or default_run_dir(config))[0]

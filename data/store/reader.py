@@ -28,6 +28,7 @@ from cusa.data.store.joined import JoinedDataset, join
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.schema import TeacherSettings
+from cusa.data.store.teacher_choice import pick_teacher
 
 # Up to this size, an index is verified whenever it is opened, in about a tenth of a second; COCO's
 # is smaller. A larger one is verified by EmbeddingStore.verify_index, which the trainer calls.
@@ -63,6 +64,12 @@ class EmbeddingStore:
         if not self.path.exists():
             raise StoreError(
                 f"embedding store {path} does not exist; make it with cusa-precompute --out {path}",
+                path=self.path,
+            )
+        if self.path.is_dir():
+            raise StoreError(
+                f"{path} is a folder, and a store is a file NAME.h5; pass that (a set of tars is a "
+                "folder, but it can only be trained on, verified and indexed)",
                 path=self.path,
             )
         self._seal = read_seal(self.path, INDEX_FORMAT)
@@ -134,6 +141,14 @@ class EmbeddingStore:
             raise StoreError(message, path=self.path, name=name)
         return self.splits[name]
 
+    def fingerprint(self, split: str) -> str:
+        """Return the fingerprint of a split: sha256 (hex) over its ids, paths and captions.
+
+        Raises:
+            StoreError: If the store has no such split.
+        """
+        return self.split(split).fingerprint
+
     def join(
         self,
         items: Any,
@@ -173,31 +188,7 @@ class EmbeddingStore:
         Raises:
             StoreError: If there is no such teacher, or several and no name.
         """
-        teacher_names = []
-        for teacher_name, settings in self.teachers.items():
-            if settings.modality == modality:
-                teacher_names.append(teacher_name)
-
-        if not teacher_names:
-            raise StoreError(
-                f"{self.path} holds no {modality} teacher; add one: "
-                f"cusa-precompute --teacher NAME --out {self.path}",
-                path=self.path,
-                name=modality,
-            )
-        if name is None and len(teacher_names) == 1:
-            return teacher_names[0]
-        if name in teacher_names:
-            return name
-
-        problem = f"several {modality} teachers"
-        if name:
-            problem = f"unknown {modality} teacher {name!r}"
-        raise StoreError(
-            f"{self.path}: {problem}; pass {flag} with one of: {', '.join(teacher_names)}",
-            path=self.path,
-            name=name or modality,
-        )
+        return pick_teacher(self.path, self.teachers, modality, name, flag)
 
     def skipped(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of a split that any teacher skipped, as unreadable or empty.

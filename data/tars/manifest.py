@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ MANIFEST = "set.h5"
 SET_FORMAT = "cusa-embeddings-set"
 COUNTS = ("n_images", "n_captions", "n_left_out", "tar_bytes")
 _SEALS = "seals"
+_UNTRAINABLE = ("untrainable", "untrainable_offsets")
 SEAL_BYTES = 32
 
 
@@ -33,12 +34,19 @@ class TarRows:
         seals: uint8 ``[n_tars, 32]``, the seal of each tar's file of rows.
         offsets: int64 ``[n_tars]``, the byte of each file at which its rows begin.
         n_skipped: int64 ``[n_tars]``, how many rows have no embedding.
+        untrainable: The caption rows of each tar that have no row themselves or whose image has
+            none, one tar after the other, ascending within each: int64 ``[n]``.
+        untrainable_offsets: int64 ``[n_tars + 1]``: where in ``untrainable`` each tar begins.
+        source: Where the teacher's model was loaded from; its name, if that is not known.
     """
 
     settings: TeacherSettings
     seals: np.ndarray
     offsets: np.ndarray
     n_skipped: np.ndarray
+    untrainable: np.ndarray
+    untrainable_offsets: np.ndarray
+    source: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Manifest:
         caption_rule: Where captions are, ``"txt"`` or ``"json:FIELD"``.
         pair_seals: uint8 ``[n_tars, 32]``, the seal of each tar's file of pairs.
         teachers: The rows of each teacher by its name.
+        image_root: The folder of the tars, absolute; empty if it is not known.
     """
 
     names: Sequence[str]
@@ -61,11 +70,43 @@ class Manifest:
     caption_rule: str
     pair_seals: np.ndarray
     teachers: Mapping[str, TarRows]
+    image_root: str = ""
 
     @property
     def n_tars(self) -> int:
         """Return the number of tars."""
         return len(self.names)
+
+    def untrainable(
+        self,
+        tar_number: int,
+        teachers: Iterable[str],
+    ) -> np.ndarray:
+        """Return the caption rows of a tar that lack a row of one of some teachers, or whose image
+        does: int64 ``[n]``, ascending.
+        """
+        rows = [np.zeros(0, np.int64)]
+        for teacher_name in teachers:
+            stored = self.teachers[teacher_name]
+            start, stop = stored.untrainable_offsets[tar_number : tar_number + 2].tolist()
+            rows.append(stored.untrainable[start:stop])
+        return np.unique(np.concatenate(rows))
+
+    def n_trainable(
+        self,
+        teachers: Iterable[str],
+    ) -> np.ndarray:
+        """Return how many captions of each tar all of some teachers have rows for, and for whose
+        images: int64 ``[n_tars]``.
+        """
+        tar_and_row = [np.zeros((2, 0), np.int64)]
+        for teacher_name in teachers:
+            stored = self.teachers[teacher_name]
+            n_of_tar = np.diff(stored.untrainable_offsets)
+            tars = np.repeat(np.arange(self.n_tars), n_of_tar)
+            tar_and_row.append(np.stack([tars, stored.untrainable]))
+        left_out = np.unique(np.concatenate(tar_and_row, axis=1), axis=1)
+        return self.counts["n_captions"] - np.bincount(left_out[0], minlength=self.n_tars)
 
 
 def write_manifest(
@@ -80,6 +121,7 @@ def write_manifest(
 
     def fill(content: h5py.File) -> None:
         content.attrs["caption"] = manifest.caption_rule
+        content.attrs["image_root"] = manifest.image_root
         Texts.from_strings(manifest.names).write(content, "names")
         for column_name in COUNTS:
             counts = manifest.counts[column_name].astype("<i8")
@@ -90,9 +132,13 @@ def write_manifest(
         for teacher_name, rows in sorted(manifest.teachers.items()):
             group = teachers.create_group(teacher_name)
             group.attrs["settings"] = rows.settings.to_json()
+            group.attrs["source"] = rows.source
             group.create_dataset(_SEALS, data=rows.seals)
             group.create_dataset("offsets", data=rows.offsets.astype("<i8"))
             group.create_dataset("n_skipped", data=rows.n_skipped.astype("<i8"))
+            for column_name in _UNTRAINABLE:
+                column = getattr(rows, column_name)
+                group.create_dataset(column_name, data=column.astype("<i8"))
 
     write_sealed(folder / MANIFEST, SET_FORMAT, fill)
 
@@ -119,9 +165,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     with open_sealed(path, SET_FORMAT, seal) as content:
         names = tuple(Texts.read(content, "names"))
-        counts: dict[str, np.ndarray] = {}
-        for column_name in COUNTS:
-            counts[column_name] = read_array(content, column_name, "<i8")
+        counts = {name: read_array(content, name, "<i8") for name in COUNTS}
         teachers: dict[str, TarRows] = {}
         for teacher_name, group in child_groups(child_group(content, "teachers")).items():
             teachers[teacher_name] = _read_teacher(group, path, len(names))
@@ -132,6 +176,7 @@ def read_manifest(folder: Path) -> Manifest:
             caption_rule=text_attribute(content, "caption"),
             pair_seals=_read_seals(content, path),
             teachers=teachers,
+            image_root=_optional_text(content, "image_root", ""),
         )
     _check_names(manifest, path)
     columns = [names, manifest.is_complete, manifest.pair_seals, *counts.values()]
@@ -158,15 +203,36 @@ def _read_teacher(
     path: Path,
     n_tars: int,
 ) -> TarRows:
+    settings = TeacherSettings.from_json(text_attribute(group, "settings"), path)
+    untrainable, untrainable_offsets = (read_array(group, name, "<i8") for name in _UNTRAINABLE)
+    is_whole = len(untrainable_offsets) and untrainable_offsets[0] == 0
+    if not is_whole or untrainable_offsets[-1] != len(untrainable):
+        refuse(path, group.name, "its untrainable rows are not divided among the tars")
+    if (np.diff(untrainable_offsets) < 0).any():
+        refuse(path, group.name, "its untrainable rows are not divided among the tars")
     rows = TarRows(
-        settings=TeacherSettings.from_json(text_attribute(group, "settings"), path),
+        settings=settings,
         seals=_read_seals(group, path),
         offsets=read_array(group, "offsets", "<i8"),
         n_skipped=read_array(group, "n_skipped", "<i8"),
+        untrainable=untrainable,
+        untrainable_offsets=untrainable_offsets,
+        source=_optional_text(group, "source", settings.model_id),
     )
-    lengths = map(len, (rows.seals, rows.offsets, rows.n_skipped))
+    lengths = map(len, (rows.seals, rows.offsets, rows.n_skipped, untrainable_offsets[1:]))
     check_lengths([n_tars, *lengths], path, group.name)
     return rows
+
+
+def _optional_text(
+    group: h5py.Group,
+    attribute_name: str,
+    default: str,
+) -> str:
+    """Read an attribute that manifests of earlier versions lack."""
+    if attribute_name not in group.attrs:
+        return default
+    return text_attribute(group, attribute_name)
 
 
 def _read_seals(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 from cusa.data.errors import StoreError
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import read_shard
-from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows
-from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path, read_pairs
+from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows, read_manifest
+from cusa.data.tars.pair_files import PAIRS_FOLDER, PairFile, pairs_path, read_pairs
 
 _THREADS = 4
 
@@ -28,23 +28,54 @@ def list_tars(folder: Path) -> list[str]:
     return sorted(path.stem for path in (folder / PAIRS_FOLDER).glob("[!.]*.h5"))
 
 
-def build_manifest(folder: Path) -> Manifest:
+@dataclass(frozen=True)
+class SetOrigin:
+    """What a set was made from, which no file of a tar says.
+
+    Attributes:
+        image_root: The folder of the tars, absolute; empty if it is not known.
+        sources: Where each teacher's model was loaded from, by the teacher's name.
+    """
+
+    image_root: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def recorded(folder: Path) -> SetOrigin:
+        """Return what the manifest of a set says, or nothing if there is no whole one."""
+        try:
+            manifest = read_manifest(folder)
+        except StoreError:
+            return SetOrigin()
+        sources = {name: rows.source for name, rows in manifest.teachers.items()}
+        return SetOrigin(manifest.image_root, sources)
+
+    def updated(
+        self,
+        image_root: str,
+        sources: Mapping[str, str],
+    ) -> SetOrigin:
+        """Return the origin with what is known now; an empty folder leaves that known before."""
+        return SetOrigin(image_root or self.image_root, {**self.sources, **sources})
+
+
+def build_manifest(
+    folder: Path,
+    origin: SetOrigin | None = None,
+) -> Manifest:
     """Build the manifest of a set from the files in its folder, verifying all checksums.
 
     Args:
         folder: The folder of the set.
+        origin: What the set was made from; ``None``: as an earlier manifest says.
 
     Raises:
         StoreError: If there is no tar, a file is damaged, a teacher lacks a tar's rows, or tars
             were made with different settings or captions.
     """
-    names = list_tars(folder)
-    if not names:
-        raise StoreError(
-            f"{folder} holds no tar's pairs ({PAIRS_FOLDER}/NAME.h5); run cusa-precompute with "
-            f"--out {folder}",
-            path=folder,
-        )
+    names = _require_tars(folder)
+    if origin is None:
+        origin = SetOrigin.recorded(folder)
     teacher_names = list_teachers(folder)
     with ThreadPoolExecutor(_THREADS) as threads:
         read_entry = partial(_read_entry, folder, teacher_names)
@@ -56,7 +87,7 @@ def build_manifest(folder: Path) -> Manifest:
         shards = [entry.teachers[teacher_name] for entry in entries]
         shard_settings = [shard.settings.to_json() for shard in shards]
         _require_equal(f"rows of teacher {teacher_name!r}", shard_settings, names, folder)
-        teachers[teacher_name] = _joined_shards(shards)
+        teachers[teacher_name] = _joined_shards(shards, origin.sources.get(teacher_name))
     counts: dict[str, np.ndarray] = {}
     for column_name in COUNTS:
         counts[column_name] = np.array([entry.counts[column_name] for entry in entries], np.int64)
@@ -67,15 +98,34 @@ def build_manifest(folder: Path) -> Manifest:
         caption_rule=entries[0].caption_rule,
         pair_seals=_seal_array(map(attrgetter("pair_seal"), entries)),
         teachers=teachers,
+        image_root=origin.image_root,
     )
 
 
-def _joined_shards(shards: Sequence[_ShardEntry]) -> TarRows:
+def _require_tars(folder: Path) -> list[str]:
+    names = list_tars(folder)
+    if not names:
+        raise StoreError(
+            f"{folder} holds no tar's pairs ({PAIRS_FOLDER}/NAME.h5); run cusa-precompute with "
+            f"--out {folder}",
+            path=folder,
+        )
+    return names
+
+
+def _joined_shards(
+    shards: Sequence[_ShardEntry],
+    source: str | None,
+) -> TarRows:
+    untrainable = list(map(attrgetter("untrainable"), shards))
     return TarRows(
         settings=shards[0].settings,
         seals=_seal_array(map(attrgetter("seal"), shards)),
         offsets=np.fromiter(map(attrgetter("offset"), shards), np.int64),
         n_skipped=np.fromiter(map(attrgetter("n_skipped"), shards), np.int64),
+        untrainable=np.concatenate(untrainable),
+        untrainable_offsets=np.append(0, np.cumsum(list(map(len, untrainable)))),
+        source=source or shards[0].settings.model_id,
     )
 
 
@@ -112,6 +162,7 @@ class _ShardEntry:
     seal: str
     offset: int
     n_skipped: int
+    untrainable: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -157,6 +208,7 @@ def _read_entry(
             info.sha256,
             info.offset,
             len(info.skipped),
+            _untrainable_captions(header.settings.modality, info.skipped, pairs),
         )
     counts = {
         "n_images": len(pairs.keys),
@@ -165,6 +217,18 @@ def _read_entry(
         "tar_bytes": pairs.tar_bytes,
     }
     return _TarEntry(pairs.caption_rule, pairs.is_complete, counts, pairs.seal, teachers)
+
+
+def _untrainable_captions(
+    modality: str,
+    skipped: Sequence[int],
+    pairs: PairFile,
+) -> np.ndarray:
+    """Return the caption rows that a teacher skipped, or whose images it skipped: int64 ``[n]``."""
+    skipped_rows = np.array(skipped, np.int64)
+    if modality == "text":
+        return skipped_rows
+    return np.flatnonzero(np.isin(pairs.caption_image, skipped_rows))
 
 
 def _require_equal(

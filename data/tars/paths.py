@@ -98,6 +98,14 @@ def _expand(dataset: str) -> list[Path]:
     return paths
 
 
+def common_folder(tars: Sequence[Path]) -> str:
+    """Return the absolute path of the folder that tars are in; empty if they are in several."""
+    folders = {str(path.parent.absolute()) for path in tars}
+    if len(folders) > 1:
+        return ""
+    return folders.pop()
+
+
 def tars_in_range(
     tars: Sequence[Path],
     tar_range: tuple[int, int] | None,

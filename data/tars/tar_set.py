@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +12,33 @@ import numpy as np
 from cusa.data.errors import StoreError
 from cusa.data.store.checksum import BLOCK, SHARD_FORMAT, ChecksumError, read_seal
 from cusa.data.store.hdf5 import refuse
-from cusa.data.store.schema import TeacherSettings, file_name
-from cusa.data.tars.manifest import read_manifest
-from cusa.data.tars.pair_files import PairFile, pairs_path, read_pairs
+from cusa.data.store.mapped_split import Split
+from cusa.data.store.schema import TeacherSettings
+from cusa.data.store.teacher_choice import pick_teacher
+from cusa.data.tars.open_tar import open_unchanged
+from cusa.data.tars.pair_files import PairFile, read_pairs
+from cusa.data.tars.set_files import SetFiles
+
+# The name of the only split of a set, as other stores have several.
+SET_SPLIT = "train"
 
 
-class TarSet:
+class TarSet(SetFiles):
     """The stored pairs and rows of a set of tars.
 
     Args:
         folder: The folder of the set, which ``cusa-precompute --out`` made.
+        image_root: The folder of the tars; ``None``: where they were when the rows were made.
 
     Attributes:
-        folder: As given.
+        path: The folder of the set.
+        folder: The folder of its files: the same, or where they are copied to.
+        image_root: The folder of the tars; ``None`` if it is not known.
         manifest: The set's manifest.
 
     Raises:
         StoreError: If the manifest is missing or damaged.
     """
-
-    def __init__(
-        self,
-        folder: str | Path,
-    ) -> None:
-        self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
-        self._number_of_tar = dict(zip(self.manifest.names, itertools.count(), strict=False))
 
     @property
     def teachers(self) -> Mapping[str, TeacherSettings]:
@@ -47,6 +47,42 @@ class TarSet:
         for name, rows in self.manifest.teachers.items():
             teacher_settings[name] = rows.settings
         return teacher_settings
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Return where each teacher's model was loaded from, by the teacher's name."""
+        return {name: rows.source for name, rows in self.manifest.teachers.items()}
+
+    @property
+    def dataset(self) -> str:
+        """Return the name of the data set: that of the folder of the tars, or else of the set."""
+        if self.manifest.image_root:
+            return Path(self.manifest.image_root).name
+        return self.path.resolve().name
+
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        """Return the splits that can be read as those of a store: none."""
+        return {}
+
+    def fingerprint(
+        self,
+        split: str,
+    ) -> str:
+        """Return a sha256 (hex) over all names, captions and tars; the set is a single split.
+
+        Raises:
+            StoreError: If the split is not named ``"train"``.
+        """
+        if split != SET_SPLIT:
+            raise StoreError(
+                f"{self.path} has no split {split!r}: a set of tars is a single split, "
+                f"{SET_SPLIT!r}",
+                path=self.path,
+                name=split,
+            )
+        # The seal of a file of pairs covers the sha256 of its tar, too.
+        return hashlib.sha256(self.manifest.pair_seals.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of tars."""
@@ -68,10 +104,10 @@ class TarSet:
         Raises:
             StoreError: If the set has no such tar, or its file is damaged or another one.
         """
-        number = self._number(tar)
-        pairs = read_pairs(pairs_path(self.folder, tar))
-        if pairs.seal != self.manifest.pair_seals[number].tobytes().hex():
-            self._refuse_replaced(pairs_path(self.folder, tar))
+        seal = self.pairs_seal(tar)
+        pairs = read_pairs(self.pairs_path(tar))
+        if pairs.seal != seal:
+            self._refuse_replaced(self.pairs_path(tar))
         return pairs
 
     def rows(
@@ -91,24 +127,49 @@ class TarSet:
             StoreError: If the set has no such teacher or tar, or the file is damaged or another
                 one.
         """
-        number = self._number(tar)
-        if teacher not in self.manifest.teachers:
-            legal_teachers = ", ".join(self.manifest.teachers)
-            raise StoreError(
-                f"{self.folder} has no teacher {teacher!r}; it has: {legal_teachers}",
-                path=self.folder,
-                name=teacher,
-            )
-        stored = self.manifest.teachers[teacher]
-        path = self.folder / file_name(teacher) / f"{tar}.h5"
-        content = self._read_sealed(path, stored.seals[number].tobytes().hex())
-        dtype = np.dtype(stored.settings.dtype).newbyteorder("<")
-        shape = (self._n_rows(stored.settings.modality, number), stored.settings.dim)
-        offset = int(stored.offsets[number])
-        stop = offset + math.prod(shape) * dtype.itemsize
-        if not 0 <= offset <= stop <= len(content):
+        location = self.rows_location(teacher, tar)
+        path = self.rows_path(teacher, tar)
+        content = self._read_sealed(path, self.rows_seal(teacher, tar))
+        stop = location.offset + location.n_bytes
+        if not 0 <= location.offset <= stop <= len(content):
             refuse(path, "rows", "they are not where the manifest says")
-        return np.frombuffer(content[offset:stop], dtype).reshape(shape)
+        values = np.frombuffer(content[location.offset : stop], location.dtype)
+        return values.reshape(location.shape)
+
+    def require_tar(
+        self,
+        tar: str,
+        teachers: Iterable[str],
+        needs_images: bool,
+    ) -> None:
+        """Verify all sealed bytes of a tar's files, and that the tar has the length it had.
+
+        Args:
+            tar: The tar's name without ``.tar``.
+            teachers: Names of the teachers whose rows are verified.
+            needs_images: Whether the tar itself must be there.
+
+        Raises:
+            StoreError: If a file is missing, damaged, or not the one that the manifest names.
+            TarError: If the tar is missing or has another length.
+        """
+        self.pairs(tar)
+        for teacher in teachers:
+            self.rows(teacher, tar)
+        if needs_images:
+            os.close(open_unchanged(self.tar_path(tar), self.tar_bytes(tar)))
+
+    def pick_teacher(
+        self,
+        modality: str,
+        name: str | None,
+        flag: str,
+    ) -> str:
+        """Return the name of a modality's teacher: the one requested, or the only one.
+
+        Arguments and errors are those of :meth:`EmbeddingStore.pick_teacher`.
+        """
+        return pick_teacher(self.path, self.teachers, modality, name, flag)
 
     def choose_teacher(
         self,
@@ -143,30 +204,6 @@ class TarSet:
                 name=modality,
             )
         return teacher or next(iter(names), None)
-
-    def _number(
-        self,
-        tar: str,
-    ) -> int:
-        if tar not in self._number_of_tar:
-            raise StoreError(
-                f"{self.folder} has no tar {tar!r}; run cusa-precompute for it, then cusa-store "
-                f"index {self.folder}",
-                path=self.folder,
-                name=tar,
-            )
-        return self._number_of_tar[tar]
-
-    def _n_rows(
-        self,
-        modality: str,
-        number: int,
-    ) -> int:
-        """Return the number of images or captions of a tar."""
-        counts = self.manifest.counts["n_images"]
-        if modality == "text":
-            counts = self.manifest.counts["n_captions"]
-        return int(counts[number])
 
     def _read_sealed(
         self,

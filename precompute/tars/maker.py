@@ -11,6 +11,7 @@ from cusa.data.records import Dataset
 from cusa.data.tars.pair_files import write_pairs
 from cusa.data.tars.pairs import TarPairs, read_pairs_of_tar
 from cusa.data.tars.samples import TarError
+from cusa.precompute.index_entries import absolute_source
 from cusa.precompute.pipeline import encode_shards
 from cusa.precompute.processes import RunProcesses
 from cusa.precompute.run_options import RunOptions, RunReporter
@@ -79,6 +80,14 @@ class TarMaker:
             if stored_settings is not None:
                 stored.require_settings(self._folder, request.name, loaded, stored_settings)
             self._teachers[request.name] = loaded
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Return where each teacher was loaded from, by its name."""
+        sources: dict[str, str] = {}
+        for teacher_name, loaded in self._teachers.items():
+            sources[teacher_name] = absolute_source(loaded.teacher.source)
+        return sources
 
     def read(
         self,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cusa.data.files import sweep_dead
 from cusa.data.store.schema import file_name
 from cusa.data.tars.manifest import Manifest, write_manifest
-from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.manifest_building import SetOrigin, build_manifest
 from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path
 from cusa.data.tars.pairs import TarPairs, name_of_tar
+from cusa.data.tars.paths import common_folder
 from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
 from cusa.precompute.tars import stored
@@ -82,7 +83,7 @@ class TarRun:
             )
             numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
             self._make([self._tars[number] for number in numbers], maker)
-            return self._finish()
+            return self._finish(maker.sources)
 
     def _find_pending(self) -> list[int]:
         """Return the numbers of the tars that are not finished; only the leading process looks.
@@ -153,8 +154,15 @@ class TarRun:
         n_done = self._processes.add("tars", n_tars)
         self._reporter.advanced(*_BAR, n_done, "")
 
-    def _finish(self) -> Manifest | None:
-        """Wait for all processes, and let the leading one write the manifest."""
+    def _finish(
+        self,
+        sources: Mapping[str, str],
+    ) -> Manifest | None:
+        """Wait for all processes, and let the leading one write the manifest.
+
+        Args:
+            sources: Where each teacher was loaded from, by its name.
+        """
         if not self._processes.leads:
             self._processes.tell(f"done-{self._processes.rank}", True)
             return None
@@ -162,6 +170,8 @@ class TarRun:
             self._processes.hear(f"done-{rank}", self._check_stop)
         if self._policy.is_share:
             return None
-        manifest = build_manifest(self._folder)
+        recorded = SetOrigin.recorded(self._folder)
+        origin = recorded.updated(common_folder(self._tars), sources)
+        manifest = build_manifest(self._folder, origin)
         write_manifest(self._folder, manifest)
         return manifest

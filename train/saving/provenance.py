@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 
-from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
+from cusa.train.stores import Store
 
 
 def _read_settings(content: Any) -> TeacherSettings:
@@ -50,7 +50,7 @@ class StoredSplit:
     fingerprint: str
 
     @staticmethod
-    def of(store: EmbeddingStore, split: str) -> StoredSplit:
+    def from_store(store: Store, split: str) -> StoredSplit:
         """Describe a split that a store has."""
         return StoredSplit(store.dataset, split, store.splits[split].fingerprint)
 
@@ -95,7 +95,7 @@ class Provenance:
     beginning: Beginning | None = None
     validation: StoredSplit | None = None
 
-    def differences(self, store: EmbeddingStore, current: Provenance) -> list[str]:
+    def differences(self, store: Store, current: Provenance) -> list[str]:
         """List what the run used of a store and what has changed since.
 
         Args:
@@ -107,7 +107,7 @@ class Provenance:
         if self.dataset != store.dataset:
             differences.append(f"dataset ({self.dataset!r} / {store.dataset!r})")
         for name, fingerprint in self.splits.items():
-            if store.split(name).fingerprint != fingerprint:
+            if store.fingerprint(name) != fingerprint:
                 differences.append(f"fingerprint of split {name!r}")
         if self.validation != current.validation:
             before, now = map(_shown_split, (self.validation, current.validation))

@@ -14,9 +14,10 @@ from PIL import Image
 from cusa.data.records import fingerprint
 from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 from cusa.data.tars.manifest import write_manifest
-from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.manifest_building import SetOrigin, build_manifest
 from cusa.data.tars.pair_files import write_pairs
 from cusa.data.tars.pairs import read_pairs_of_tar
+from cusa.data.tars.paths import common_folder
 from cusa.data.tars.tar_set import TarSet
 from tests.helpers import settings
 
@@ -83,5 +84,6 @@ def write_set(folder, tars, skipped=(), caption="txt"):
         write_rows(folder, pairs, "eyes", "image", skipped)
         write_rows(folder, pairs, "words", "text")
         write_pairs(folder, pairs)
-    write_manifest(folder, build_manifest(folder))
+    origin = SetOrigin(image_root=common_folder(tars))
+    write_manifest(folder, build_manifest(folder, origin))
     return TarSet(folder)

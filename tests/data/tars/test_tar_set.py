@@ -7,7 +7,7 @@ from cusa.data.errors import StoreError
 from cusa.data.records import fingerprint
 from cusa.data.store.checksum import ChecksumError
 from cusa.data.tars.manifest import MANIFEST, read_manifest, write_manifest
-from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.manifest_building import SetOrigin, build_manifest
 from cusa.data.tars.pair_files import pairs_path, read_pairs, write_pairs
 from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.samples import TarError
@@ -55,10 +55,15 @@ def test_the_manifest_is_read_as_written_and_made_again_from_the_files(tmp_path,
     assert manifest.names == ("00000", "00001", "00002")
     assert manifest.counts["n_images"].tolist() == [N_PAIRS] * 3
     assert tar_set.teachers["eyes"] == settings("image", DIM)
+    assert tar_set.image_root == tars[0].parent
+    # Kept by cusa-store index, as no other file says where the tars are.
+    write_manifest(tmp_path, build_manifest(tmp_path))
+    assert (tmp_path / MANIFEST).read_bytes() == content
+    origin = SetOrigin.recorded(tmp_path)
     (tmp_path / MANIFEST).unlink()
     with pytest.raises(StoreError):
         TarSet(tmp_path)
-    write_manifest(tmp_path, build_manifest(tmp_path))
+    write_manifest(tmp_path, build_manifest(tmp_path, origin))
     assert (tmp_path / MANIFEST).read_bytes() == content
 
 

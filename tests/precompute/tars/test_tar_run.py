@@ -327,6 +327,9 @@ def test_the_command_line_makes_a_set_and_its_manifest(tmp_path, tars, make, tea
     assert not (tmp_path / "set" / MANIFEST).exists()
     run_ok("precompute", "--dataset", pattern, *options, "--tars", "2:5")
     run_ok("store", "index", tmp_path / "set")
+    # No file of a tar says where it is, or a teacher's model; a run over all tars adds that.
+    assert TarSet(tmp_path / "set").image_root is None
+    run_ok("precompute", "--dataset", pattern, *options)
     assert _contents(tmp_path / "set") == _contents(tmp_path / "expected")
     assert run_ok("store", "verify", tmp_path / "set").startswith("16 files")
 

@@ -1,0 +1,55 @@
+"""The choice of a modality's teacher among those of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cusa.data.errors import StoreError
+from cusa.data.store.schema import TeacherSettings
+
+
+def pick_teacher(
+    store_path: Path,
+    teachers: Mapping[str, TeacherSettings],
+    modality: str,
+    name: str | None,
+    flag: str,
+) -> str:
+    """Return the name of a modality's teacher: the one requested, or the only one.
+
+    Args:
+        store_path: The store, for error messages.
+        teachers: Its teachers' settings by name.
+        modality: ``"image"`` or ``"text"``.
+        name: The teacher's name; ``None``: the only one.
+        flag: The command-line option for its name, for error messages.
+
+    Raises:
+        StoreError: If there is no such teacher, or several and no name.
+    """
+    teacher_names = []
+    for teacher_name, settings in teachers.items():
+        if settings.modality == modality:
+            teacher_names.append(teacher_name)
+
+    if not teacher_names:
+        raise StoreError(
+            f"{store_path} holds no {modality} teacher; add one: "
+            f"cusa-precompute --teacher NAME --out {store_path}",
+            path=store_path,
+            name=modality,
+        )
+    if name is None and len(teacher_names) == 1:
+        return teacher_names[0]
+    if name in teacher_names:
+        return name
+
+    problem = f"several {modality} teachers"
+    if name:
+        problem = f"unknown {modality} teacher {name!r}"
+    raise StoreError(
+        f"{store_path}: {problem}; pass {flag} with one of: {', '.join(teacher_names)}",
+        path=store_path,
+        name=name or modality,
+    )

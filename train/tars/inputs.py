@@ -1,0 +1,173 @@
+"""A student's inputs for a batch whose pairs are in several tars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from cusa.data.captions import normalizer
+from cusa.data.tars.open_tar import OpenTar
+from cusa.train.loader import Inputs, pixels_of_file
+from cusa.train.student import Processors
+
+
+@dataclass(frozen=True)
+class TarRows:
+    """The pairs of a batch that are in one tar.
+
+    Attributes:
+        tar: The tar.
+        positions: int64 ``[n]``, the places of the pairs in the batch.
+        image_rows: int64 ``[n]``, the image row of each within the tar.
+        caption_rows: int64 ``[n]``, the caption row of each within the tar.
+    """
+
+    tar: OpenTar
+    positions: np.ndarray
+    image_rows: np.ndarray
+    caption_rows: np.ndarray
+
+
+class TarInputs(Protocol):
+    """Reads a student's inputs for a batch whose pairs are in several tars."""
+
+    @property
+    def teachers(self) -> Sequence[str]:
+        """Return the names of teachers whose rows the student's inputs need."""
+
+    @property
+    def reads_images(self) -> bool:
+        """Return whether pictures are read from the tars."""
+
+    def images(
+        self,
+        rows: Sequence[TarRows],
+    ) -> Inputs:
+        """Read the image trunk's inputs, in the order of the batch."""
+
+    def texts(
+        self,
+        rows: Sequence[TarRows],
+    ) -> Inputs:
+        """Read the text trunk's inputs, in the order of the batch."""
+
+
+@dataclass(frozen=True)
+class StoredTarInputs:
+    """The adapter's inputs: rows of two encoders, so that no tar is read.
+
+    Attributes:
+        image_encoder: The image encoder's name in the set.
+        text_encoder: The text encoder's name in the set.
+    """
+
+    image_encoder: str
+    text_encoder: str
+    reads_images = False
+
+    @property
+    def teachers(self) -> tuple[str, str]:
+        """Return the names of the encoders."""
+        return self.image_encoder, self.text_encoder
+
+    def images(
+        self,
+        rows: Sequence[TarRows],
+    ) -> torch.Tensor:
+        """Read float32 ``[B, image_dim]``."""
+        return gathered_image_rows(rows, self.image_encoder).float()
+
+    def texts(
+        self,
+        rows: Sequence[TarRows],
+    ) -> torch.Tensor:
+        """Read float32 ``[B, text_dim]``."""
+        return gathered_caption_rows(rows, self.text_encoder).float()
+
+
+@dataclass(frozen=True)
+class TarFileInputs:
+    """A Hugging Face student's inputs: pictures of the tars, decoded, and tokenised captions.
+
+    Attributes:
+        processors: The student's image processor and tokeniser.
+        normalizer_name: Name of the caption normaliser.
+        teachers: All teachers of the set: what one of them skipped is unreadable here, too.
+    """
+
+    processors: Processors
+    normalizer_name: str
+    teachers: tuple[str, ...]
+    reads_images = True
+
+    def images(
+        self,
+        rows: Sequence[TarRows],
+    ) -> torch.Tensor:
+        """Decode and preprocess pictures: float32 ``[B, 3, h, w]``.
+
+        Raises:
+            ImageError: If a picture cannot be decoded or preprocessed; names it as TAR/PATH.
+            TarError: If a tar cannot be read, or has become shorter.
+        """
+        pixels: dict[int, torch.Tensor] = {}
+        for in_tar in rows:
+            for position, row in _pairs(in_tar.positions, in_tar.image_rows):
+                path, content = in_tar.tar.image(row)
+                pixels[position] = pixels_of_file(self.processors, path, content)
+        in_order = map(pixels.__getitem__, range(len(pixels)))
+        return torch.cat(list(in_order))
+
+    def texts(
+        self,
+        rows: Sequence[TarRows],
+    ) -> dict[str, torch.Tensor]:
+        """Normalise and tokenise captions: int64 ``[B, length]`` by name of the model's input."""
+        normalize = normalizer(self.normalizer_name)
+        captions: dict[int, str] = {}
+        for in_tar in rows:
+            for position, row in _pairs(in_tar.positions, in_tar.caption_rows):
+                captions[position] = normalize(in_tar.tar.captions[row])
+        in_order = map(captions.__getitem__, range(len(captions)))
+        return self.processors.tokens(list(in_order))
+
+
+def _pairs(
+    positions: np.ndarray,
+    rows: np.ndarray,
+) -> Iterator[tuple[int, int]]:
+    return zip(positions.tolist(), rows.tolist(), strict=True)
+
+
+def gathered_image_rows(
+    rows: Sequence[TarRows],
+    teacher: str,
+) -> torch.Tensor:
+    """Gather an image teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
+    blocks = [in_tar.tar.rows(teacher)[in_tar.image_rows] for in_tar in rows]
+    return _in_order(rows, blocks)
+
+
+def gathered_caption_rows(
+    rows: Sequence[TarRows],
+    teacher: str,
+) -> torch.Tensor:
+    """Gather a text teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
+    blocks = [in_tar.tar.rows(teacher)[in_tar.caption_rows] for in_tar in rows]
+    return _in_order(rows, blocks)
+
+
+def _in_order(
+    rows: Sequence[TarRows],
+    blocks: Sequence[np.ndarray],
+) -> torch.Tensor:
+    """Put what was read tar by tar into the order of the batch."""
+    joined = np.concatenate(blocks)
+    positions = np.concatenate([in_tar.positions for in_tar in rows])
+    in_order = np.empty_like(joined)
+    in_order[positions] = joined
+    return torch.from_numpy(in_order)

@@ -1,0 +1,167 @@
+"""Batches of a tar set: inputs, teacher rows and image ids of pairs, by their global numbers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch.utils.data import Dataset
+
+from cusa.data.tars.open_tar import OpenTar
+from cusa.data.tars.tar_set import TarSet
+from cusa.train.loader import Batch
+from cusa.train.tars.inputs import TarInputs, TarRows, gathered_caption_rows, gathered_image_rows
+
+
+class TarSetPairs(Dataset[Batch]):
+    """The trainable pairs of a tar set, indexed by the global numbers of a whole batch.
+
+    The number of a pair is that of the trainable pairs in the tars before, in the order of the
+    manifest, plus its number among the trainable pairs of its tar. A pair is trainable unless a
+    teacher in use has no row for its image or its caption. As ``image_ids``, images are numbered
+    in the same way, among all images.
+
+    The tars of the last batches stay open, so that each worker process opens a tar once.
+
+    Args:
+        tar_set: The set; a worker process has its own copy.
+        inputs: Reader of the student's inputs.
+        teachers: Names of the image teacher and the text teacher; empty if no soft labels are used.
+        n_open: How many tars are open at a time, at least those of one batch.
+
+    Attributes:
+        n_trainable: int64 ``[n_tars]``, the trainable pairs of each tar.
+        n_left_out: Pairs that are left out.
+        teachers_in_use: Names of all teachers whose rows are read, or decide what is left out.
+        reads_images: Whether pictures are read from the tars.
+    """
+
+    def __init__(
+        self,
+        tar_set: TarSet,
+        inputs: TarInputs,
+        teachers: Sequence[str],
+        n_open: int,
+    ) -> None:
+        self._tar_set = tar_set
+        self._inputs = inputs
+        self._teachers = teachers
+        self._n_open = n_open
+        self._open_tars: OrderedDict[int, OpenTar] = OrderedDict()
+        self.teachers_in_use = tuple(dict.fromkeys([*teachers, *inputs.teachers]))
+        self.reads_images = inputs.reads_images
+        manifest = tar_set.manifest
+        self.n_trainable = manifest.n_trainable(self.teachers_in_use)
+        n_captions = int(manifest.counts["n_captions"].sum())
+        self.n_left_out = n_captions - int(self.n_trainable.sum())
+        self._first_pairs = _starts(self.n_trainable)
+        self._first_images = _starts(manifest.counts["n_images"])
+
+    def __len__(self) -> int:
+        return int(self._first_pairs[-1])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open_tars": OrderedDict()}
+
+    def tars_of(
+        self,
+        pairs: ArrayLike,
+    ) -> np.ndarray:
+        """Return the numbers of the tars that pairs are in: int64, ascending."""
+        return np.unique(self._tar_of_each(np.asarray(pairs)))
+
+    def _tar_of_each(
+        self,
+        pairs: np.ndarray,
+    ) -> np.ndarray:
+        # Of tars without a trainable pair, which begin where the next one begins, none is meant.
+        return np.searchsorted(self._first_pairs, pairs, "right") - 1
+
+    def __getitem__(
+        self,
+        pairs: ArrayLike,
+    ) -> Batch:
+        pair_numbers = np.asarray(pairs)
+        tar_of_each = self._tar_of_each(pair_numbers)
+        image_ids = np.empty(len(pair_numbers), np.int64)
+        rows: list[TarRows] = []
+        for tar_number in np.unique(tar_of_each).tolist():
+            positions = np.flatnonzero(tar_of_each == tar_number)
+            numbers_in_tar = pair_numbers[positions] - self._first_pairs[tar_number]
+            in_tar = self._locate(tar_number, positions, numbers_in_tar)
+            image_ids[positions] = self._first_images[tar_number] + in_tar.image_rows
+            rows.append(in_tar)
+        teacher_image = teacher_text = None
+        if self._teachers:
+            image_teacher, text_teacher = self._teachers
+            teacher_image = gathered_image_rows(rows, image_teacher)
+            teacher_text = gathered_caption_rows(rows, text_teacher)
+        return Batch(
+            self._inputs.images(rows),
+            self._inputs.texts(rows),
+            teacher_image,
+            teacher_text,
+            torch.from_numpy(image_ids),
+        )
+
+    def _locate(
+        self,
+        tar_number: int,
+        positions: np.ndarray,
+        numbers_in_tar: np.ndarray,
+    ) -> TarRows:
+        """Return the rows of pairs, given their numbers among the trainable pairs of a tar."""
+        tar = self._open(tar_number)
+        left_out = self._tar_set.manifest.untrainable(tar_number, self.teachers_in_use)
+        kept_before = left_out - np.arange(len(left_out))
+        caption_rows = numbers_in_tar + np.searchsorted(kept_before, numbers_in_tar, "right")
+        return TarRows(tar, positions, tar.caption_image[caption_rows], caption_rows)
+
+    def _open(
+        self,
+        tar_number: int,
+    ) -> OpenTar:
+        """Return a tar, open; of those that are open, the one used longest ago is closed."""
+        tar = self._open_tars.get(tar_number)
+        if tar is None:
+            while len(self._open_tars) >= self._n_open:
+                self._open_tars.popitem(last=False)
+            name = self._tar_set.manifest.names[tar_number]
+            tar = OpenTar(self._tar_set, name, self.teachers_in_use, self.reads_images)
+            self._open_tars[tar_number] = tar
+        self._open_tars.move_to_end(tar_number)
+        return tar
+
+
+class ImageNames(Sequence[str]):
+    """The names of a set's images, ``TAR/KEY``, by their global numbers, read when asked for.
+
+    Args:
+        tar_set: The set.
+    """
+
+    def __init__(
+        self,
+        tar_set: TarSet,
+    ) -> None:
+        self._tar_set = tar_set
+        self._first_images = _starts(tar_set.manifest.counts["n_images"])
+
+    def __len__(self) -> int:
+        return int(self._first_images[-1])
+
+    def __getitem__(self, image: int) -> str:  # type: ignore[override]
+        tar_number = int(np.searchsorted(self._first_images, image, "right")) - 1
+        tar = self._tar_set.manifest.names[tar_number]
+        row = image - int(self._first_images[tar_number])
+        key = self._tar_set.pairs(tar).keys[row]
+        return f"{tar}/{key}"
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Return the number of the first item of each tar, then the number of items."""
+    stops = np.cumsum(counts)
+    return np.append(0, stops)

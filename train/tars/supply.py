@@ -1,0 +1,262 @@
+"""The supply of a training run with tars: verified, or copied to a cache, before batches use them.
+
+The files of a set may be far away, damaged, or replaced. One thread of the training process looks
+after the tars that come next, while worker processes read batches from those that are there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+
+from cusa.data.errors import StoreError
+from cusa.data.tars.tar_set import TarSet
+from cusa.data.worker_pool import WorkerPool
+from cusa.train.loader import Batch
+from cusa.train.tars.pairs import TarSetPairs
+
+
+class TarSource(Protocol):
+    """Where batches read the files of tars from."""
+
+    def bring(
+        self,
+        tar: str,
+    ) -> None:
+        """Make sure that a tar's files are there, all bytes of them verified.
+
+        Raises:
+            StoreError: If a file is missing, damaged or another one, or the disk is full.
+            TarError: If the tar is missing or has changed.
+        """
+
+    def drop(
+        self,
+        tar: str,
+    ) -> None:
+        """Forget a tar that no batch needs for now."""
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """The set's own files.
+
+    Attributes:
+        tar_set: The set.
+        teachers: Names of the teachers whose rows are read.
+        reads_images: Whether pictures are read from the tars.
+    """
+
+    tar_set: TarSet
+    teachers: tuple[str, ...]
+    reads_images: bool
+
+    def bring(
+        self,
+        tar: str,
+    ) -> None:
+        """Verify a tar's files, where they are."""
+        try:
+            self.tar_set.require_tar(tar, self.teachers, self.reads_images)
+        except OSError as error:
+            raise StoreError(
+                f"the files of tar {tar} in {self.tar_set.path} cannot be read "
+                f"({error.strerror}); check the disk",
+                path=self.tar_set.path,
+                name=tar,
+            ) from None
+
+    def drop(
+        self,
+        tar: str,
+    ) -> None:
+        """Do nothing: the files are the user's."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that was looked at, but not handed on yet.
+
+    Attributes:
+        number: Its number, from 0 for the first one that was looked at.
+        pairs: int64 ``[B]``, its pairs.
+        arrivals: What becomes of bringing its tars.
+    """
+
+    number: int
+    pairs: np.ndarray
+    arrivals: list[Future[None]]
+
+
+@dataclass
+class _Stay:
+    """How long a tar is needed, as far as was looked ahead: from a step to another.
+
+    Attributes:
+        arrival: What becomes of bringing it.
+        first_step: The number of the first step that needs it.
+        last_step: The number of the last step that needs it.
+    """
+
+    arrival: Future[None]
+    first_step: int
+    last_step: int
+
+
+class TarSupply:
+    """Yields the batches of an epoch, and brings the tars that they need a window ahead.
+
+    Args:
+        pairs: The trainable pairs.
+        names: The names of all tars.
+        source: Where batches read their files from.
+        n_ahead: How many further tars are brought while batches use others: those of a window.
+    """
+
+    def __init__(
+        self,
+        pairs: TarSetPairs,
+        names: tuple[str, ...],
+        source: TarSource,
+        n_ahead: int,
+    ) -> None:
+        self._pairs = pairs
+        self._names = names
+        self._source = source
+        self._n_ahead = n_ahead
+
+    def sample(
+        self,
+        pairs: list[int],
+    ) -> Batch:
+        """Read a batch at once, in this process.
+
+        Raises:
+            CusaError: If a file, or a picture of the batch, cannot be used.
+        """
+        tars = self._pairs.tars_of(pairs).tolist()
+        for tar_number in tars:
+            self._source.bring(self._names[tar_number])
+        batch = self._pairs[pairs]
+        for tar_number in tars:
+            self._source.drop(self._names[tar_number])
+        return batch
+
+    def read(
+        self,
+        pool: WorkerPool[Batch],
+        order: Iterable[np.ndarray],
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of the steps of an order; close the generator to stop early.
+
+        Args:
+            pool: Reads the batches.
+            order: The pair numbers of each step.
+
+        Raises:
+            CusaError: If a file of a tar cannot be used, before a batch needs it.
+        """
+        with closing(_Epoch(self._pairs, self._names, self._source, self._n_ahead)) as epoch:
+            batches = pool.read(epoch.ready(iter(order)))
+            for step_number, batch in enumerate(batches):
+                yield batch
+                epoch.drop_behind(step_number)
+
+
+class _Epoch:
+    """The tars of an epoch's steps: on their way, there, or dropped.
+
+    Arguments are those of :class:`TarSupply`.
+    """
+
+    def __init__(
+        self,
+        pairs: TarSetPairs,
+        names: tuple[str, ...],
+        source: TarSource,
+        n_ahead: int,
+    ) -> None:
+        self._pairs = pairs
+        self._names = names
+        self._source = source
+        self._n_ahead = n_ahead
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tars")
+        self._steps: deque[_Step] = deque()
+        self._stays: dict[int, _Stay] = {}
+        # Steps may be asked for in another thread than the one that drops tars.
+        self._lock = Lock()
+
+    def close(self) -> None:
+        """Wait for the one tar that is being brought, and drop all."""
+        self._thread.shutdown(cancel_futures=True)
+        for tar_number in self._stays:
+            self._source.drop(self._names[tar_number])
+
+    def ready(
+        self,
+        order: Iterator[np.ndarray],
+    ) -> Iterator[np.ndarray]:
+        """Yield the pair numbers of each step once its tars are there."""
+        numbered = enumerate(order)
+        while True:
+            with self._lock:
+                self._look_ahead(numbered)
+            if not self._steps:
+                return
+            step = self._steps.popleft()
+            for arrival in step.arrivals:
+                arrival.result()
+            yield step.pairs
+
+    def drop_behind(
+        self,
+        step_number: int,
+    ) -> None:
+        """Drop the tars that no step after this one needs, as far as was looked ahead."""
+        with self._lock:
+            for tar_number, stay in list(self._stays.items()):
+                if stay.last_step <= step_number:
+                    del self._stays[tar_number]
+                    self._source.drop(self._names[tar_number])
+
+    def _look_ahead(
+        self,
+        order: Iterator[tuple[int, np.ndarray]],
+    ) -> None:
+        """Begin to bring the tars of further steps, until enough are on their way."""
+        while not self._steps or self._n_unused() < self._n_ahead:
+            step_number, pairs = next(order, (0, None))
+            if pairs is None:
+                return
+            arrivals: list[Future[None]] = []
+            for tar_number in self._pairs.tars_of(pairs).tolist():
+                arrivals.append(self._arrival(tar_number, step_number))
+            self._steps.append(_Step(step_number, pairs, arrivals))
+
+    def _n_unused(self) -> int:
+        """Return how many tars are needed by later steps, but not by the next one or before."""
+        next_step = self._steps[0].number
+        n_unused = 0
+        for stay in self._stays.values():
+            n_unused += stay.first_step > next_step
+        return n_unused
+
+    def _arrival(
+        self,
+        tar_number: int,
+        step_number: int,
+    ) -> Future[None]:
+        """Return what becomes of bringing a tar that a step needs."""
+        stay = self._stays.get(tar_number)
+        if stay is None:
+            arrival = self._thread.submit(self._source.bring, self._names[tar_number])
+            stay = self._stays[tar_number] = _Stay(arrival, step_number, step_number)
+        stay.last_step = step_number
+        return stay.arrival
