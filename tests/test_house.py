@@ -25,6 +25,7 @@ INNER_IMPORTS = {
     "data": {"data/demo_set", "data/readers"},
     "data/demo_set": {"data"},
     "data/foreign": {"data"},
+    "data/objects": {"data"},
     "data/readers": {"data"},
     "data/store": {"data", "data/foreign"},
     "data/tars": {"data", "data/store"},
