@@ -37,7 +37,8 @@ from cusa.data.tars.manifest import COUNTS, MANIFEST, Manifest, TarRows, write_m
 from cusa.precompute.pipeline import PipelineOptions
 from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
-from cusa.precompute.tars.run import TarPolicy, TarRun
+from cusa.precompute.tars.maker import TarPolicy
+from cusa.precompute.tars.run import TarRun
 from cusa.precompute.teachers.base import Teacher
 
 SMOKE = ("--tars 10 --rounds 1 --manifests 20",)

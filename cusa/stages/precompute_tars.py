@@ -23,7 +23,7 @@ from cusa.train.settings import shortened
 if TYPE_CHECKING:
     from cusa.data.tars.manifest import Manifest
     from cusa.precompute.processes import RunProcesses
-    from cusa.precompute.tars.run import TarPolicy
+    from cusa.precompute.tars.maker import TarPolicy
     from cusa.precompute.teachers import TeacherRequest
 
 
@@ -87,8 +87,8 @@ def precompute_tars(
     with recorded(progress, processes.leads) as record, stop_signals() as check_stop:
         record.unit = "tars"
         run = TarRun(chosen_tars, requests, run_options, policy, processes, record, check_stop)
-        outcome = run_to_end(run, record)
-    return PrecomputedTars(folder, outcome.manifest, tuple(record.notes), processes.leads)
+        manifest = run_to_end(run, record)
+    return PrecomputedTars(folder, manifest, tuple(record.notes), processes.leads)
 
 
 def _tar_names(dataset: Any) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def _policy(given: Mapping[str, Any]) -> TarPolicy:
     """Return what is done with the tars; a wrong caption rule is refused."""
     from cusa.data.tars.pairs import TEXT_CAPTIONS, caption_reader
     from cusa.data.tars.paths import is_share
-    from cusa.precompute.tars.run import TarPolicy
+    from cusa.precompute.tars.maker import TarPolicy
 
     caption_rule = given.get("caption", TEXT_CAPTIONS)
     caption_reader(caption_rule)

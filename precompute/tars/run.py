@@ -2,61 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from cusa.data.files import sweep_dead
-from cusa.data.records import Dataset
 from cusa.data.store.schema import file_name
 from cusa.data.tars.manifest import Manifest, write_manifest
 from cusa.data.tars.manifest_building import build_manifest
-from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path, write_pairs
-from cusa.data.tars.pairs import TarPairs, name_of_tar, read_pairs_of_tar
-from cusa.data.tars.samples import TarError
-from cusa.precompute.pipeline import encode_shards
+from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path
+from cusa.data.tars.pairs import TarPairs, name_of_tar
 from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
-from cusa.precompute.shard_plan import finished_shards
 from cusa.precompute.tars import stored
-from cusa.precompute.tars.block import TarBlock, TarTask
-from cusa.precompute.teacher_loading import LoadedTeacher, TeacherLoader
+from cusa.precompute.tars.block import TarTask
+from cusa.precompute.tars.maker import TarMaker, TarPolicy
 from cusa.precompute.teachers import TeacherRequest
 
-OnTar = Literal["fail", "skip", "keep"]
 # Images in one pass over the teachers. Small tars are put together up to that, as starting a
 # teacher's threads and worker processes takes longer than such a tar.
 BLOCK_IMAGES = 4_096
 _BAR = ("tars", "done")
-
-
-@dataclass(frozen=True)
-class TarPolicy:
-    """What a run over tars does with them.
-
-    Attributes:
-        caption_rule: Where captions are: ``"txt"`` or ``"json:FIELD"``.
-        on_tar: On a damaged tar: stop, skip it, or keep its whole samples.
-        is_share: Whether other jobs make other tars of the set, so that no manifest is written.
-    """
-
-    caption_rule: str
-    on_tar: OnTar
-    is_share: bool
-
-
-@dataclass(frozen=True)
-class TarOutcome:
-    """The result of a run over tars.
-
-    Attributes:
-        manifest: The manifest written; ``None`` if another process or a later command writes it.
-        n_skipped: How many damaged tars this process left out.
-    """
-
-    manifest: Manifest | None
-    n_skipped: int
 
 
 class TarRun:
@@ -94,11 +59,12 @@ class TarRun:
         self._reporter = reporter
         self._check_stop = check_stop
         self._folder = options.out.parent
-        self._teachers: dict[str, LoadedTeacher] = {}
-        self._n_skipped = 0
 
-    def go(self) -> TarOutcome:
+    def go(self) -> Manifest | None:
         """Make what is missing, and write the manifest.
+
+        Returns:
+            The manifest; ``None`` if another process or a later command writes it.
 
         Raises:
             TarError: If a tar is damaged and ``on_tar`` is ``"fail"``, or was changed since its
@@ -106,30 +72,17 @@ class TarRun:
             CusaError: If the folder holds other settings, or an item or a teacher fails.
         """
         with announced_failure(self._processes):
-            self._load_teachers()
+            maker = TarMaker(
+                self._requests,
+                self._options,
+                self._policy,
+                self._processes,
+                self._reporter,
+                self._check_stop,
+            )
             numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
-            for block in self._blocks([self._tars[number] for number in numbers]):
-                self._make(block)
+            self._make([self._tars[number] for number in numbers], maker)
             return self._finish()
-
-    # --- before tars are read
-
-    def _load_teachers(self) -> None:
-        """Load the teachers; refuse one whose finished rows were made with other settings."""
-        dataset = Dataset(self._folder.name, self._folder, {})
-        loader = TeacherLoader(
-            dataset,
-            self._options,
-            self._processes,
-            self._reporter,
-            self._check_stop,
-        )
-        for request in self._requests:
-            stored_settings = stored.settings_of_teacher(self._folder, request.name)
-            loaded = loader.load(request, stored_settings)
-            if stored_settings is not None:
-                stored.require_settings(self._folder, request.name, loaded, stored_settings)
-            self._teachers[request.name] = loaded
 
     def _find_pending(self) -> list[int]:
         """Return the numbers of the tars that are not finished; only the leading process looks.
@@ -138,7 +91,7 @@ class TarRun:
             StoreError: If captions of finished tars were read by another rule.
         """
         stored.require_caption_rule(self._folder, self._policy.caption_rule)
-        folders = ["", PAIRS_FOLDER, *map(file_name, self._teachers)]
+        folders = ["", PAIRS_FOLDER, *map(file_name, self._teacher_names)]
         sweep_dead([self._folder / folder for folder in folders])
         pending: list[int] = []
         for number, tar_path in enumerate(self._tars):
@@ -153,7 +106,7 @@ class TarRun:
         tar_path: Path,
     ) -> bool:
         paths = [pairs_path(self._folder, name_of_tar(tar_path))]
-        for teacher_name in self._teachers:
+        for teacher_name in self._teacher_names:
             paths.append(self._folder / self._shard_file(teacher_name, tar_path))
         return all(map(Path.exists, paths))
 
@@ -164,93 +117,51 @@ class TarRun:
     ) -> str:
         return TarTask(self._options.out, teacher_name, name_of_tar(tar_path), 0, 0).file
 
-    # --- making rows
+    @property
+    def _teacher_names(self) -> list[str]:
+        return [request.name for request in self._requests]
 
-    def _blocks(
+    def _make(
         self,
         pending: Sequence[Path],
-    ) -> Iterator[TarBlock]:
-        """Claim tars, and yield the pairs of some at a time."""
+        maker: TarMaker,
+    ) -> None:
+        """Claim tars, and make their rows, some tars at a time."""
         claimed: list[TarPairs] = []
         n_images = 0
         while (number := self._processes.claim("next-tar")) < len(pending):
-            tar_pairs = self._read(pending[number])
+            tar_pairs = maker.read(pending[number])
             if tar_pairs is None:
+                self._advance(1)
                 continue
             claimed.append(tar_pairs)
             n_images += len(tar_pairs.records)
             if n_images >= BLOCK_IMAGES:
-                yield TarBlock(self._options.out, claimed)
+                maker.make(claimed)
+                self._advance(len(claimed))
                 claimed = []
                 n_images = 0
         if claimed:
-            yield TarBlock(self._options.out, claimed)
+            maker.make(claimed)
+            self._advance(len(claimed))
 
-    def _read(
+    def _advance(
         self,
-        tar_path: Path,
-    ) -> TarPairs | None:
-        """Read the pairs of a tar; ``None`` if it is damaged and left out."""
-        on_tar = self._policy.on_tar
-        try:
-            tar_pairs = read_pairs_of_tar(tar_path, self._policy.caption_rule, on_tar == "keep")
-        except TarError as error:
-            if on_tar == "fail":
-                advice = "--on-tar skip would leave it out, --on-tar keep its damaged part"
-                raise error.reworded(f"{error} ({advice})") from None
-            self._reporter.note(f"{error}; the tar is left out")
-            self._n_skipped += 1
-            self._advance()
-            return None
-        if not tar_pairs.is_complete:
-            n_pairs = len(tar_pairs.records)
-            self._reporter.note(f"{tar_path} is damaged; its {n_pairs:,} whole samples are kept")
-        stored.require_unchanged_tar(self._folder, tar_pairs)
-        return tar_pairs
-
-    def _make(
-        self,
-        block: TarBlock,
+        n_tars: int,
     ) -> None:
-        """Make the missing rows of some tars, then write their pairs."""
-        redo_skipped = not self._options.pipeline.skip_errors
-        for teacher_name, loaded in self._teachers.items():
-            settings = loaded.settings
-            header_of = block.header_maker(settings)
-            tasks = block.tasks(teacher_name, settings.modality)
-            finished, _ = finished_shards(tasks, header_of, redo_skipped, {})
-            if settings.modality == "image":
-                finished = stored.without_replaced_tars(finished, block)
-            encode_shards(
-                loaded.teacher,
-                settings.normalizer,
-                header_of,
-                (task for task in tasks if task not in finished),
-                block.dataset,
-                self._options.pipeline,
-                lambda task, n_rows: self._check_stop(),
-                images=block.images,
-            )
-        for tar_pairs in block.pairs:
-            write_pairs(self._folder, tar_pairs)
-            self._advance()
-
-    def _advance(self) -> None:
-        """Count a tar that this process is done with, and report those of all processes."""
-        n_done = self._processes.add("tars", 1)
+        """Count tars that this process is done with, and report those of all processes."""
+        n_done = self._processes.add("tars", n_tars)
         self._reporter.advanced(*_BAR, n_done, "")
 
-    # --- afterwards
-
-    def _finish(self) -> TarOutcome:
+    def _finish(self) -> Manifest | None:
         """Wait for all processes, and let the leading one write the manifest."""
         if not self._processes.leads:
             self._processes.tell(f"done-{self._processes.rank}", True)
-            return TarOutcome(None, self._n_skipped)
+            return None
         for rank in range(1, self._processes.size):
             self._processes.hear(f"done-{rank}", self._check_stop)
         if self._policy.is_share:
-            return TarOutcome(None, self._n_skipped)
+            return None
         manifest = build_manifest(self._folder)
         write_manifest(self._folder, manifest)
-        return TarOutcome(manifest, self._n_skipped)
+        return manifest

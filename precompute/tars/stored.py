@@ -87,13 +87,10 @@ def require_unchanged_tar(
     path = pairs_path(folder, tar_pairs.name)
     if not path.exists():
         return
-    stored_pairs = read_pairs(path)
-    compared = (stored_pairs.tar_sha256, stored_pairs.caption_rule)
-    if compared != (tar_pairs.sha256, tar_pairs.caption_rule):
+    if read_pairs(path).tar_sha256 != tar_pairs.sha256:
         raise TarError(
-            f"{tar_pairs.path} is not the tar that {path} was made from, or its captions were read "
-            "by another rule (--caption); pass another --out, or move the files of "
-            f"{tar_pairs.name} away",
+            f"{tar_pairs.path} is not the tar that {path} was made from; pass another --out, or "
+            f"move the files of {tar_pairs.name} away",
             path=tar_pairs.path,
             name=tar_pairs.name,
         )

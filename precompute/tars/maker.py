@@ -1,0 +1,140 @@
+"""The making of tars' rows and pairs, whoever hands the tars out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cusa.data.records import Dataset
+from cusa.data.tars.pair_files import write_pairs
+from cusa.data.tars.pairs import TarPairs, read_pairs_of_tar
+from cusa.data.tars.samples import TarError
+from cusa.precompute.pipeline import encode_shards
+from cusa.precompute.processes import RunProcesses
+from cusa.precompute.run_options import RunOptions, RunReporter
+from cusa.precompute.shard_plan import finished_shards
+from cusa.precompute.tars import stored
+from cusa.precompute.tars.block import TarBlock
+from cusa.precompute.teacher_loading import LoadedTeacher, TeacherLoader
+from cusa.precompute.teachers import TeacherRequest
+
+OnTar = Literal["fail", "skip", "keep"]
+
+
+@dataclass(frozen=True)
+class TarPolicy:
+    """What a run over tars does with them.
+
+    Attributes:
+        caption_rule: Where captions are: ``"txt"`` or ``"json:FIELD"``.
+        on_tar: On a damaged tar: stop, skip it, or keep its whole samples.
+        is_share: Whether other jobs make other tars of the set, so that no manifest is written.
+    """
+
+    caption_rule: str
+    on_tar: OnTar
+    is_share: bool
+
+
+class TarMaker:
+    """Makes the rows and the pairs of tars; loads the teachers once, when it is created.
+
+    Everything that it writes depends on the tar alone: two makers of one tar write equal bytes.
+
+    Args:
+        requests: The teachers.
+        options: The run's settings; ``out`` is the manifest.
+        policy: What is done with the tars.
+        processes: The processes, which have to agree on the teachers' settings.
+        reporter: Receives notes, and the loading of teachers.
+        check_stop: Called after each batch and while waiting; raises to stop.
+
+    Raises:
+        CusaError: If a teacher cannot be loaded, or the folder holds rows that it made with other
+            settings.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[TeacherRequest],
+        options: RunOptions,
+        policy: TarPolicy,
+        processes: RunProcesses,
+        reporter: RunReporter,
+        check_stop: Callable[[], None],
+    ) -> None:
+        self._options = options
+        self._policy = policy
+        self._reporter = reporter
+        self._check_stop = check_stop
+        self._folder = options.out.parent
+        self._teachers: dict[str, LoadedTeacher] = {}
+        dataset = Dataset(self._folder.name, self._folder, {})
+        loader = TeacherLoader(dataset, options, processes, reporter, check_stop)
+        for request in requests:
+            stored_settings = stored.settings_of_teacher(self._folder, request.name)
+            loaded = loader.load(request, stored_settings)
+            if stored_settings is not None:
+                stored.require_settings(self._folder, request.name, loaded, stored_settings)
+            self._teachers[request.name] = loaded
+
+    def read(
+        self,
+        tar_path: Path,
+    ) -> TarPairs | None:
+        """Read the pairs of a tar; ``None`` if it is damaged and left out.
+
+        Raises:
+            TarError: If the tar is damaged and ``on_tar`` is ``"fail"``, or was changed since its
+                rows were made.
+        """
+        on_tar = self._policy.on_tar
+        try:
+            tar_pairs = read_pairs_of_tar(tar_path, self._policy.caption_rule, on_tar == "keep")
+        except TarError as error:
+            if on_tar == "fail":
+                advice = "--on-tar skip would leave it out, --on-tar keep its damaged part"
+                raise error.reworded(f"{error} ({advice})") from None
+            self._reporter.note(f"{error}; the tar is left out")
+            return None
+        if not tar_pairs.is_complete:
+            n_pairs = len(tar_pairs.records)
+            self._reporter.note(f"{tar_path} is damaged; its {n_pairs:,} whole samples are kept")
+        stored.require_unchanged_tar(self._folder, tar_pairs)
+        return tar_pairs
+
+    def make(
+        self,
+        pairs: Sequence[TarPairs],
+    ) -> None:
+        """Make the missing rows of some tars, which go through the teachers together.
+
+        Args:
+            pairs: The pairs of each tar; a tar's file of pairs is written after its rows.
+
+        Raises:
+            CusaError: If rows were made with other settings, or an item or a teacher fails.
+        """
+        block = TarBlock(self._options.out, pairs)
+        redo_skipped = not self._options.pipeline.skip_errors
+        for teacher_name, loaded in self._teachers.items():
+            settings = loaded.settings
+            header_of = block.header_maker(settings)
+            tasks = block.tasks(teacher_name, settings.modality)
+            finished, _ = finished_shards(tasks, header_of, redo_skipped, {})
+            if settings.modality == "image":
+                finished = stored.without_replaced_tars(finished, block)
+            encode_shards(
+                loaded.teacher,
+                settings.normalizer,
+                header_of,
+                (task for task in tasks if task not in finished),
+                block.dataset,
+                self._options.pipeline,
+                lambda task, n_rows: self._check_stop(),
+                images=block.images,
+            )
+        for tar_pairs in pairs:
+            write_pairs(self._folder, tar_pairs)
