@@ -142,6 +142,12 @@ class ObjectError(CusaError):
         super().__init__(message, path=path, location=location, name=name)
         self.status = status
 
+    def reworded(self, message: str, name: str | None = None) -> Self:
+        """Return the same with another message, as of every error."""
+        error = super().reworded(message, name)
+        error.status = self.status
+        return error
+
 
 class Stopped(BaseException):
     """Raised when the user or the system asks the run to stop.

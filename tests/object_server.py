@@ -7,8 +7,8 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -33,7 +33,7 @@ class ObjectServer:
         cut_gets: Of how many of the next GETs only the first half is sent.
         keys: The access keys that are accepted.
         log: (method, key) of each request; LIST is a method here.
-        after_put: Called with the key of each object that was stored, before the answer.
+        on_request: Called with method and key of each request before it is carried out.
     """
 
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class ObjectServer:
     cut_gets: int = 0
     keys: set[str] = field(default_factory=lambda: {KEY})
     log: list[tuple[str, str]] = field(default_factory=list)
-    after_put: Any = None
+    on_request: Callable[[str, str], None] | None = None
     lock: Any = field(default_factory=threading.Lock)
 
     def counts(self, part: str = "") -> Counter[str]:
@@ -62,6 +62,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # of a client that was killed
+            super().handle()
+
     def _begin(self, method: str) -> str | None:
         """Count a request and wait; return the key, or ``None`` if it is refused."""
         state = self.server_state
@@ -74,9 +78,12 @@ class _Handler(BaseHTTPRequestHandler):
             key = parse_qs(address.query).get("prefix", [""])[0]
         with state.lock:
             state.log.append((method, key))
+        time.sleep(state.latency)
+        if state.on_request is not None:
+            state.on_request(method, key)
+        with state.lock:
             is_failing = state.failures[method] > 0
             state.failures[method] -= is_failing
-        time.sleep(state.latency)
         credential = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
         problem = None
         if is_failing:
@@ -146,8 +153,6 @@ class _Handler(BaseHTTPRequestHandler):
                 state.objects[key] = content
         if is_refused:
             return self._error(412, "PreconditionFailed")
-        if state.after_put is not None:
-            state.after_put(key)
         self._send(200, {"ETag": _etag(content)}, b"")
 
     def do_POST(self) -> None:

@@ -80,6 +80,14 @@ def is_remote(location: str | Path) -> bool:
     return _split_url(location) is not None
 
 
+def location_text(location: str | Path) -> str:
+    """Return a location as users write it, also if pathlib has dropped a slash of its URL."""
+    url = _split_url(location)
+    if url is None:
+        return os.fspath(location)
+    return _join_url(*url)
+
+
 def split_file(location: str | Path) -> tuple[str, str]:
     """Return the location of the folder of a file, and the file's name."""
     url = _split_url(location)

@@ -32,6 +32,8 @@ _RETRIES = {
     },
 }
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+# The process whose threads obstore's are, once it has some.
+_process_of_threads: list[int] = []
 _STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 
 
@@ -39,7 +41,8 @@ class RemoteFolder:
     """A prefix of a bucket in S3, Google Cloud Storage or Azure, or of what speaks their protocols.
 
     obstore retries what is worth it: answers of 500 and more, and broken connections, of which it
-    reads the rest. Its threads do not survive a fork: open a folder in the process that uses it.
+    reads the rest. Its threads do not survive a fork: once they are used, forked processes are
+    refused.
 
     Args:
         scheme: ``"s3"``, ``"gs"`` or ``"az"``.
@@ -167,6 +170,7 @@ class RemoteFolder:
         """
         from obstore.exceptions import AlreadyExistsError, BaseError
 
+        _refuse_forked_process(self._location)
         try:
             yield
         except AlreadyExistsError:
@@ -176,6 +180,23 @@ class RemoteFolder:
             if is_of_local_file or isinstance(error, ObjectError):
                 raise
             raise one_line_error(error, self._location, object_name) from None
+
+
+def _refuse_forked_process(location: str) -> None:
+    """Refuse a process that was forked from one that used obstore, as it would wait for ever.
+
+    Raises:
+        ObjectError: If this process was.
+    """
+    if not _process_of_threads:
+        _process_of_threads.append(os.getpid())
+    if _process_of_threads[0] != os.getpid():
+        raise ObjectError(
+            f"{location}: this process was forked from one that has used an object store, which "
+            "obstore does not support; start worker processes by forkserver or spawn, such as "
+            "DataLoader(..., multiprocessing_context='forkserver')",
+            location=location,
+        )
 
 
 def _require_legal_endpoint(location: str) -> None:

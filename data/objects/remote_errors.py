@@ -34,7 +34,8 @@ def one_line_error(
         object_name: The object that was asked for; empty for the folder itself.
 
     Returns:
-        The error; its name is that of the environment's variables if there are no credentials.
+        The error; its name is that of the environment's variables if there are no credentials, and
+        empty if there is no bucket.
     """
     description = first_line(error)
     credentials = _CREDENTIALS[location.partition(":")[0]]
@@ -44,6 +45,8 @@ def one_line_error(
             location=location,
             name=credentials,
         )
+    if "NoSuchBucket" in description or "ContainerNotFound" in description:
+        object_name = ""
     status = _status(error, description)
     if status is None:
         problem = _problem_without_answer(error, description)
@@ -93,7 +96,7 @@ def _problem_of_status(
         answer = f"{status}, {code[1]}"
     if status in _FORBIDDEN:
         return f"access is denied ({answer}); check {credentials}, and what they permit"
-    if status == _MISSING and ("NoSuchBucket" in description or not object_name):
+    if status == _MISSING and not object_name:
         return f"there is no such bucket ({answer}); check its name and the endpoint"
     if status == _MISSING:
         return f"there is no such object ({answer}); check its name"

@@ -15,39 +15,36 @@ from cusa.data.errors import StoreError
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import read_shard
 from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows
-from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path, read_pairs
+from cusa.data.tars.pair_files import pairs_path, read_pairs
+from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 
 _THREADS = 4
 
 
-def list_tars(folder: Path) -> list[str]:
-    """Return the names of the tars whose pairs are in the folder of a set, sorted.
-
-    A file of pairs is written after the rows of the tar, so that the tar is finished.
-    """
-    return sorted(path.stem for path in (folder / PAIRS_FOLDER).glob("[!.]*.h5"))
-
-
-def build_manifest(folder: Path) -> Manifest:
+def build_manifest(location: str | Path) -> Manifest:
     """Build the manifest of a set from the files in its folder, verifying all checksums.
 
     Args:
-        folder: The folder of the set.
+        location: Path or URL of the folder of the set. Of an object store, the files of some tars
+            are fetched at a time.
 
     Raises:
         StoreError: If there is no tar, a file is damaged, a teacher lacks a tar's rows, or tars
             were made with different settings or captions.
+        ObjectError: If the object store does not give a file.
     """
-    names = list_tars(folder)
+    files = SetFiles(location)
+    folder = files.path
+    names = files.tars()
     if not names:
         raise StoreError(
-            f"{folder} holds no tar's pairs ({PAIRS_FOLDER}/NAME.h5); run cusa-precompute with "
-            f"--out {folder}",
+            f"{files} holds no tar's pairs ({PAIRS_FOLDER}/NAME.h5); run cusa-precompute with "
+            f"--out {files}",
             path=folder,
         )
-    teacher_names = list_teachers(folder)
+    teacher_names = files.teachers()
     with ThreadPoolExecutor(_THREADS) as threads:
-        read_entry = partial(_read_entry, folder, teacher_names)
+        read_entry = partial(_fetch_and_read_entry, files, teacher_names)
         entries = list(threads.map(read_entry, names))
 
     _require_equal("captions", map(attrgetter("caption_rule"), entries), names, folder)
@@ -79,15 +76,6 @@ def _joined_shards(shards: Sequence[_ShardEntry]) -> TarRows:
     )
 
 
-def list_teachers(folder: Path) -> list[str]:
-    """Return the names of the teachers that have rows in the folder of a set, sorted."""
-    names: list[str] = []
-    for path in folder.glob("[!.]*/"):
-        if path.name != PAIRS_FOLDER and any(path.glob("[!.]*.h5")):
-            names.append(path.name)
-    return sorted(names)
-
-
 def first_file(folder: Path) -> Path | None:
     """Return the file of the first tar in a teacher's folder, or in that of the pairs."""
     return min(folder.glob("[!.]*.h5"), default=None)
@@ -96,7 +84,7 @@ def first_file(folder: Path) -> Path | None:
 def stored_modalities(folder: Path) -> dict[str, str]:
     """Return the modality of each teacher that has rows in the folder of a set, by its name."""
     modalities: dict[str, str] = {}
-    for teacher_name in list_teachers(folder):
+    for teacher_name in SetFiles(folder).teachers():
         shard_path = first_file(folder / teacher_name)
         if shard_path is not None:
             header, _ = read_shard(folder, f"{teacher_name}/{shard_path.name}")
@@ -123,6 +111,16 @@ class _TarEntry:
     counts: Mapping[str, int]
     pair_seal: str
     teachers: Mapping[str, _ShardEntry]
+
+
+def _fetch_and_read_entry(
+    files: SetFiles,
+    teacher_names: Sequence[str],
+    name: str,
+) -> _TarEntry:
+    file_names = [f"{folder}/{name}.h5" for folder in (PAIRS_FOLDER, *teacher_names)]
+    with files.on_disk(file_names) as folder:
+        return _read_entry(folder, teacher_names, name)
 
 
 def _read_entry(

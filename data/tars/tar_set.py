@@ -16,13 +16,15 @@ from cusa.data.store.hdf5 import refuse
 from cusa.data.store.schema import TeacherSettings, file_name
 from cusa.data.tars.manifest import read_manifest
 from cusa.data.tars.pair_files import PairFile, pairs_path, read_pairs
+from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 
 
 class TarSet:
     """The stored pairs and rows of a set of tars.
 
     Args:
-        folder: The folder of the set, which ``cusa-precompute --out`` made.
+        folder: Path or URL of the folder of the set, which ``cusa-precompute --out`` made. Of an
+            object store, files are fetched when they are asked for, and dropped once read.
 
     Attributes:
         folder: As given.
@@ -37,7 +39,8 @@ class TarSet:
         folder: str | Path,
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
+        self._files = SetFiles(folder)
+        self.manifest = read_manifest(folder)
         self._number_of_tar = dict(zip(self.manifest.names, itertools.count(), strict=False))
 
     @property
@@ -54,7 +57,7 @@ class TarSet:
 
     def __repr__(self) -> str:
         n_images = int(self.manifest.counts["n_images"].sum())
-        return f"TarSet({str(self.folder)!r}, {len(self):,} tars, {n_images:,} images)"
+        return f"TarSet({str(self._files)!r}, {len(self):,} tars, {n_images:,} images)"
 
     def pairs(
         self,
@@ -69,9 +72,10 @@ class TarSet:
             StoreError: If the set has no such tar, or its file is damaged or another one.
         """
         number = self._number(tar)
-        pairs = read_pairs(pairs_path(self.folder, tar))
-        if pairs.seal != self.manifest.pair_seals[number].tobytes().hex():
-            self._refuse_replaced(pairs_path(self.folder, tar))
+        with self._files.on_disk([f"{PAIRS_FOLDER}/{tar}.h5"]) as folder:
+            pairs = read_pairs(pairs_path(folder, tar))
+            if pairs.seal != self.manifest.pair_seals[number].tobytes().hex():
+                self._refuse_replaced(pairs_path(folder, tar))
         return pairs
 
     def rows(
@@ -95,19 +99,21 @@ class TarSet:
         if teacher not in self.manifest.teachers:
             legal_teachers = ", ".join(self.manifest.teachers)
             raise StoreError(
-                f"{self.folder} has no teacher {teacher!r}; it has: {legal_teachers}",
+                f"{self._files} has no teacher {teacher!r}; it has: {legal_teachers}",
                 path=self.folder,
                 name=teacher,
             )
         stored = self.manifest.teachers[teacher]
-        path = self.folder / file_name(teacher) / f"{tar}.h5"
-        content = self._read_sealed(path, stored.seals[number].tobytes().hex())
+        shard_file = f"{file_name(teacher)}/{tar}.h5"
+        with self._files.on_disk([shard_file]) as folder:
+            path = folder / shard_file
+            content = self._read_sealed(path, stored.seals[number].tobytes().hex())
         dtype = np.dtype(stored.settings.dtype).newbyteorder("<")
         shape = (self._n_rows(stored.settings.modality, number), stored.settings.dim)
         offset = int(stored.offsets[number])
         stop = offset + math.prod(shape) * dtype.itemsize
         if not 0 <= offset <= stop <= len(content):
-            refuse(path, "rows", "they are not where the manifest says")
+            refuse(self._files.path / shard_file, "rows", "they are not where the manifest says")
         return np.frombuffer(content[offset:stop], dtype).reshape(shape)
 
     def choose_teacher(
@@ -131,13 +137,13 @@ class TarSet:
                 names.append(name)
         if teacher is not None and teacher not in names:
             raise StoreError(
-                f"{self.folder} has no {modality} teacher {teacher!r}; it has: {', '.join(names)}",
+                f"{self._files} has no {modality} teacher {teacher!r}; it has: {', '.join(names)}",
                 path=self.folder,
                 name=teacher,
             )
         if teacher is None and len(names) > 1:
             raise StoreError(
-                f"{self.folder} has several {modality} teachers: {', '.join(names)}; name one, "
+                f"{self._files} has several {modality} teachers: {', '.join(names)}; name one, "
                 f"{modality}_teacher={names[0]!r}",
                 path=self.folder,
                 name=modality,
@@ -150,8 +156,8 @@ class TarSet:
     ) -> int:
         if tar not in self._number_of_tar:
             raise StoreError(
-                f"{self.folder} has no tar {tar!r}; run cusa-precompute for it, then cusa-store "
-                f"index {self.folder}",
+                f"{self._files} has no tar {tar!r}; run cusa-precompute for it, then cusa-store "
+                f"index {self._files}",
                 path=self.folder,
                 name=tar,
             )
@@ -191,7 +197,7 @@ class TarSet:
         path: Path,
     ) -> None:
         raise StoreError(
-            f"{path} is not the file that the manifest names; run cusa-store index {self.folder} "
+            f"{path} is not the file that the manifest names; run cusa-store index {self._files} "
             "if it was made again",
             path=path,
         )
