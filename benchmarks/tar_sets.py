@@ -39,6 +39,7 @@ from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.tars.maker import TarPolicy
 from cusa.precompute.tars.run import TarRun
+from cusa.precompute.tars.workplace import Workplace
 from cusa.precompute.teachers.base import Teacher
 
 SMOKE = ("--tars 10 --rounds 1 --manifests 20",)
@@ -122,6 +123,7 @@ def run(tars: Sequence[Path], folder: Path) -> tuple[float, float]:
             requests,
             options,
             TarPolicy("txt", "fail", False),
+            Workplace(folder, folder),
             connect(),
             Silent(),
             lambda: None,

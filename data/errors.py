@@ -116,6 +116,39 @@ class GatedRepositoryError(HubError):
     """A repository's owner must grant access first."""
 
 
+class ObjectError(CusaError):
+    """A file of a folder or an object store cannot be read or written.
+
+    Args:
+        message: The line.
+        path: None; for :meth:`reworded`.
+        location: Path or URL of the folder.
+        name: Name of the file in it.
+        status: The HTTP status that the store answered with.
+
+    Attributes:
+        status: As given; 404 also for a missing file of a local folder; ``None`` without an answer.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        location: str = "",
+        name: str = "",
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message, path=path, location=location, name=name)
+        self.status = status
+
+    def reworded(self, message: str, name: str | None = None) -> Self:
+        """Return the same with another message, as of every error."""
+        error = super().reworded(message, name)
+        error.status = self.status
+        return error
+
+
 class Stopped(BaseException):
     """Raised when the user or the system asks the run to stop.
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +21,9 @@ from cusa.data.errors import LockedError
 
 # (offset, length); length 0 is "to the end, wherever that is".
 _WHOLE_FILE = [(0, 0)]
+# Folder of a process's files that nobody needs after it, and the file in it that is locked.
+_SCRATCH_PREFIX = "cusa-scratch-"
+_SCRATCH_LOCK = ".lock"
 _UNSUPPORTED_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCKED_ERRORS = (errno.EACCES, errno.EAGAIN)
 
@@ -102,6 +108,45 @@ def sweep(paths: Sequence[Path]) -> None:
             final_name = temporary.name.removeprefix(".").rsplit(".", 2)[0]
             if folder / final_name in paths:
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new folder for files that are dropped at the end, in the system's (``TMPDIR``).
+
+    Those that killed processes left behind are removed.
+    """
+    _sweep_scratch_folders()
+    folder, lock = _create_scratch_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _create_scratch_folder() -> tuple[Path, int]:
+    """Create a scratch folder, and return it with the descriptor of its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX))
+        lock = os.open(folder / _SCRATCH_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        _try_lock(lock)
+        if os.fstat(lock).st_nlink:
+            return folder, lock
+        # Another process swept the folder before it was locked.
+        os.close(lock)
+
+
+@functools.cache
+def _sweep_scratch_folders() -> None:
+    """Remove the scratch folders of processes that do not run any more; once in a process."""
+    for lock_file in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*/{_SCRATCH_LOCK}"):
+        # Of another user, or swept by another process.
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            lock = os.open(lock_file, os.O_RDWR)
+            if _try_lock(lock):
+                shutil.rmtree(lock_file.parent, ignore_errors=True)
+            os.close(lock)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -45,14 +45,8 @@ def resolve(
     """
     data = config.data
     student = config.student
-    fingerprints = {data.train_split: store.fingerprint(data.train_split)}
     val_split = validation_split(config, val_store or store)
-    validation = None
-    if val_split is not None and val_store is not None:
-        validation = StoredSplit.from_store(val_store, val_split)
-    elif val_split is not None:
-        fingerprints[val_split] = store.fingerprint(val_split)
-
+    fingerprints, validation = _splits_in_use(data.train_split, val_split, store, val_store)
     teachers: dict[str, StoredTeacher] = {}
     encoders: dict[str, StoredTeacher] = {}
     if {"csa", "usa"} & set(config.loss.terms):
@@ -72,6 +66,22 @@ def resolve(
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
     data = replace(_with_absolute_paths(data), val_split=val_split)
     return replace(config, data=data, student=student), provenance
+
+
+def _splits_in_use(
+    train_split: str,
+    val_split: str | None,
+    store: Store,
+    val_store: EmbeddingStore | None,
+) -> tuple[dict[str, str], StoredSplit | None]:
+    """Return the fingerprints of a run's splits of the store, and its split of another store."""
+    fingerprints = {train_split: store.fingerprint(train_split)}
+    if val_split is None:
+        return fingerprints, None
+    if val_store is not None:
+        return fingerprints, StoredSplit.from_store(val_store, val_split)
+    fingerprints[val_split] = store.fingerprint(val_split)
+    return fingerprints, None
 
 
 def _with_absolute_paths(data: DataConfig) -> DataConfig:

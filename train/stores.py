@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from cusa.data.errors import StoreError
+from cusa.data.objects.folder import is_remote, location_text
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
@@ -59,8 +61,14 @@ def open_store(
         image_root: The folder of a set's tars, if it is not the one that the set names.
 
     Raises:
-        StoreError: If it is neither, or damaged.
+        StoreError: If it is neither, damaged, or in an object store.
     """
+    if is_remote(Path(path)):
+        raise StoreError(
+            f"{location_text(Path(path))} is in an object store, and training reads sets from a "
+            "disk; copy it and its tars to one, and pass their folders",
+            path=Path(path),
+        )
     if not holds_set(Path(path)):
         return EmbeddingStore(path)
     root = None

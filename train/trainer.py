@@ -127,14 +127,8 @@ class Trainer:
         if processes.leads:
             self._reporters = reporters
         self._check_stop = check_stop
-        pool = WorkerPool(
-            setup.data.pairs,
-            setup.workers,
-            setup.config.train.worker_start,
-            pin=processes.device.type == "cuda",
-        )
         # Only the leading process takes the lock; all_or_none tells the others if it fails.
-        with closing(pool), ExitStack() as run_lock:
+        with closing(self._worker_pool()) as pool, ExitStack() as run_lock:
             with processes.all_or_none():
                 if processes.leads:
                     run_lock.enter_context(FolderLock(setup.run_dir))
@@ -147,6 +141,15 @@ class Trainer:
         lost = self.keeper.lost_at_the_end()
         if lost:
             raise RunError(lost, path=setup.run_dir)
+
+    def _worker_pool(self) -> WorkerPool[Batch]:
+        setup = self.setup
+        return WorkerPool(
+            setup.data.pairs,
+            setup.workers,
+            setup.config.train.worker_start,
+            pin=setup.processes.device.type == "cuda",
+        )
 
     def _begin(self) -> None:
         """Check that all processes are at the same step, and write the run's first files."""

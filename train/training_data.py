@@ -98,7 +98,6 @@ def open_training_data(
     Raises:
         CusaError: If there are too few pairs, or rows or the image folder are missing.
     """
-    encoders = tuple(encoder.name for encoder in provenance.encoders.values())
     pairs: Pairs | TarSetPairs
     image_ids: Sequence[str]
     supply = val_sources = None
@@ -106,12 +105,9 @@ def open_training_data(
         pairs, supply = open_tar_pairs(store, config, provenance, processors)
         image_ids = ImageNames(store)
     else:
-        split = config.data.train_split
-        sources = student_sources(store, split, config, encoders, processors)
-        names = [teacher.name for teacher in provenance.teachers.values()]
-        pairs = Pairs(*sources, [store.embeddings(name, split) for name in names])
-        image_ids = sources.split.image_ids
+        pairs, image_ids = _open_pairs(store, config, provenance, processors)
     if isinstance(val_store, EmbeddingStore):
+        encoders = _encoder_names(provenance)
         val_sources = validation_sources(val_store, config, encoders, processors)
 
     train = config.train
@@ -122,6 +118,23 @@ def open_training_data(
     if pairs_in_loss < 2:
         raise _single_pair_error(len(pairs), wanted, processes.size)
     return TrainingData(pairs, batch_size, pairs_in_loss, order, image_ids, supply, val_sources)
+
+
+def _encoder_names(provenance: Provenance) -> tuple[str, ...]:
+    return tuple(encoder.name for encoder in provenance.encoders.values())
+
+
+def _open_pairs(
+    store: EmbeddingStore,
+    config: Config,
+    provenance: Provenance,
+    processors: Processors | None,
+) -> tuple[Pairs, Sequence[str]]:
+    """Open the trainable pairs of a store, and the ids of their images."""
+    split = config.data.train_split
+    sources = student_sources(store, split, config, _encoder_names(provenance), processors)
+    teachers = [store.embeddings(stored.name, split) for stored in provenance.teachers.values()]
+    return Pairs(*sources, teachers), sources.split.image_ids
 
 
 def _order(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from typing import Any
@@ -203,7 +204,7 @@ def _precompute_tars(context: click.Context, options: dict[str, Any]) -> None:
     if not finished_set.leads:
         return
     if finished_set.manifest is not None:
-        print_manifest(finished_set.folder, finished_set.manifest)
+        print_manifest(finished_set, finished_set.manifest)
         return
-    next_command = shell_command("cusa-store", "index", finished_set.folder)
+    next_command = shell_command("cusa-store", "index", os.fspath(finished_set))
     print_plain(f"next, when all tars are done: {next_command}")

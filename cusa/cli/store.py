@@ -65,18 +65,25 @@ def info(store_path: Path, as_json: bool) -> None:
 def verify(store_path: Path, repair: bool) -> None:
     """Compare all bytes with the checksums, and name damaged files.
 
-    STORE is the index of a store, or the folder of a set of tars.
+    STORE is the index of a store, or the folder of a set of tars, also as s3://BUCKET/PREFIX.
     """
+    from cusa.data.objects.folder import is_remote, location_text
     from cusa.data.store import verify as checks
     from cusa.data.tars.verify import holds_set, set_aside_in_set, verify_set
 
+    if repair and is_remote(store_path):
+        raise SettingError(
+            f"--repair does not apply to {location_text(store_path)}; delete the files that verify "
+            "names, and run the cusa-precompute command again",
+            name="--repair",
+        )
     is_set = holds_set(store_path)
     if is_set:
         n_files, damages = verify_set(store_path)
     else:
         n_files, damages = checks.verify(store_path)
     for damage in damages:
-        click.echo(f"{damage.path}: {damage.problem}")
+        click.echo(f"{location_text(damage.path)}: {damage.problem}")
     if not damages:
         click.echo(f"{n_files} files are whole")
         return
@@ -233,7 +240,7 @@ def merge(store_path: Path, part_paths: tuple[Path, ...]) -> None:
 @command()
 @click.argument("folder", metavar="SET", type=PATH)
 def index(folder: Path) -> None:
-    """Write the manifest of SET, a folder with the rows of WebDataset tars, from its files.
+    """Write the manifest of SET, a folder or s3:// prefix of WebDataset tars' rows, from its files.
 
     For job arrays, whose last job cannot know that it is the last; run it again after tars were
     added. Every file is verified.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
+from cusa.data.objects.folder import location_text
 from cusa.screen.console import print_plain
 
 if TYPE_CHECKING:
@@ -12,11 +13,11 @@ if TYPE_CHECKING:
     from cusa.data.tars.manifest import Manifest
 
 
-def print_manifest(folder: Path, manifest: Manifest) -> None:
+def print_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
     """Print what a set of tars holds.
 
     Args:
-        folder: The folder of the set.
+        folder: Path or URL of the folder of the set.
         manifest: Its manifest.
     """
     counts = {name: int(count.sum()) for name, count in manifest.counts.items()}
@@ -33,4 +34,4 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
         print_plain(
             f"{teacher_name}: {counts[counted]:,} rows x {rows.settings.dim}, {n_skipped:,} skipped"
         )
-    print_plain(f"set: {folder}")
+    print_plain(f"set: {location_text(os.fspath(folder))}")

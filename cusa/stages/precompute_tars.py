@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from cusa.data.errors import DataError, SettingError
+from cusa.data.objects.folder import location_text
 from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.paths import expand_tars, tars_in_range
 from cusa.stages.arguments import checked, with_options
@@ -23,7 +24,9 @@ from cusa.train.settings import shortened
 if TYPE_CHECKING:
     from cusa.data.tars.manifest import Manifest
     from cusa.precompute.processes import RunProcesses
+    from cusa.precompute.run_record import RunRecord
     from cusa.precompute.tars.maker import TarPolicy
+    from cusa.precompute.tars.workplace import Workplace
     from cusa.precompute.teachers import TeacherRequest
 
 
@@ -32,7 +35,7 @@ class PrecomputedTars:
     """A set of tars with the rows that were made for it; as a path, it is the folder of the set.
 
     Attributes:
-        folder: The folder of the set.
+        folder: The folder of the set; of an object store, its URL as a path.
         manifest: Its manifest; ``None`` if other jobs make other tars, or in a process that does
             not write it.
         notes: What the user should know about the tars and the teachers.
@@ -45,8 +48,8 @@ class PrecomputedTars:
     leads: bool = True
 
     def __fspath__(self) -> str:
-        """Return the folder, for whatever takes a path."""
-        return str(self.folder)
+        """Return the folder, or its URL, for whatever takes a path."""
+        return location_text(self.folder)
 
 
 @with_options(TarOptions)
@@ -63,7 +66,7 @@ def precompute_tars(
 
     Args:
         dataset: Tars as img2dataset writes them: paths with ``{00000..01242}``, ``*`` and ``?``,
-            or folders of tars.
+            or folders of tars; on this machine or, as ``s3://BUCKET/...``, in object stores.
         progress: Whether to show notes and progress, as ``cusa-precompute`` does.
         **options: The other flags of ``cusa-precompute`` that apply to tars.
 
@@ -74,7 +77,7 @@ def precompute_tars(
         KeyboardInterrupt: On Ctrl-C; the message says how far the run got.
     """
     from cusa.precompute.processes import connect
-    from cusa.precompute.tars.run import TarRun
+    from cusa.precompute.tars.workplace import open_workplace
 
     given = checked(TarOptions, options)
     tars = expand_tars(_tar_names(dataset))
@@ -82,13 +85,31 @@ def precompute_tars(
     policy = _policy(given)
     folder = _set_folder(tars, given)
     processes = connect()
-    requests = _all_requests(parse_teachers(given), folder, chosen_tars, processes)
-    run_options = teacher_run_options(folder / MANIFEST, given, processes)
-    with recorded(progress, processes.leads) as record, stop_signals() as check_stop:
+    with (
+        open_workplace(folder, chosen_tars) as workplace,
+        recorded(progress, processes.leads) as record,
+    ):
         record.unit = "tars"
-        run = TarRun(chosen_tars, requests, run_options, policy, processes, record, check_stop)
-        manifest = run_to_end(run, record)
+        manifest = _run(given, chosen_tars, policy, workplace, processes, record)
     return PrecomputedTars(folder, manifest, tuple(record.notes), processes.leads)
+
+
+def _run(
+    given: Mapping[str, Any],
+    tars: Sequence[Path],
+    policy: TarPolicy,
+    workplace: Workplace,
+    processes: RunProcesses,
+    record: RunRecord,
+) -> Manifest | None:
+    """Make the rows, and return the manifest if this process writes it."""
+    from cusa.precompute.tars.run import TarRun
+
+    requests = _all_requests(parse_teachers(given), workplace, tars, processes)
+    options = teacher_run_options(workplace.folder / MANIFEST, given, processes)
+    with stop_signals() as check_stop:
+        run = TarRun(tars, requests, options, policy, workplace, processes, record, check_stop)
+        return run_to_end(run, record)
 
 
 def _tar_names(dataset: Any) -> tuple[str, ...]:
@@ -135,7 +156,7 @@ def _set_folder(tars: Sequence[Path], given: Mapping[str, Any]) -> Path:
 
 def _all_requests(
     requests: list[TeacherRequest],
-    folder: Path,
+    workplace: Workplace,
     tars: Sequence[Path],
     processes: RunProcesses,
 ) -> list[TeacherRequest]:
@@ -147,8 +168,7 @@ def _all_requests(
         SettingError: If a teacher has the name of the folder of the pairs.
     """
     from cusa.data.tars.manifest_building import stored_modalities
-    from cusa.data.tars.pair_files import PAIRS_FOLDER
-    from cusa.data.tars.pairs import name_of_tar
+    from cusa.data.tars.set_files import PAIRS_FOLDER
     from cusa.precompute.processes import announced_failure
     from cusa.precompute.teachers import DEFAULTS, complete
 
@@ -158,13 +178,14 @@ def _all_requests(
 
     def modalities_with_teacher() -> list[str]:
         modalities: list[str] = []
-        for teacher, modality in stored_modalities(folder).items():
-            paths = [folder / teacher / f"{name_of_tar(tar)}.h5" for tar in tars]
-            if teacher != DEFAULTS[modality] or all(map(Path.exists, paths)):
+        for teacher, modality in stored_modalities(workplace.folder).items():
+            is_whole = all(workplace.has_rows(tar, teacher) for tar in tars)
+            if teacher != DEFAULTS[modality] or is_whole:
                 modalities.append(modality)
         return modalities
 
     with announced_failure(processes):
+        workplace.fetch_samples()
         # The leading process may have made rows before another one looks.
         modalities = processes.agree("modalities", modalities_with_teacher, lambda: None)
         all_requests = complete(requests, modalities)

@@ -16,6 +16,7 @@ from cusa.data.store.hdf5 import child_group, child_groups, read_array, refuse, 
 from cusa.data.store.index_checks import check_lengths
 from cusa.data.store.schema import TeacherSettings, file_name
 from cusa.data.store.split_table import Texts
+from cusa.data.tars.set_files import SetFiles
 
 MANIFEST = "set.h5"
 SET_FORMAT = "cusa-embeddings-set"
@@ -110,13 +111,18 @@ class Manifest:
 
 
 def write_manifest(
-    folder: Path,
+    folder: str | Path,
     manifest: Manifest,
 ) -> None:
     """Write the manifest of a set, atomically; equal contents give equal bytes.
 
+    Args:
+        folder: Path or URL of the folder of the set.
+        manifest: The manifest.
+
     Raises:
         StoreError: If the disk or quota is full.
+        ObjectError: If the object store does not take it.
     """
 
     def fill(content: h5py.File) -> None:
@@ -140,15 +146,25 @@ def write_manifest(
                 column = getattr(rows, column_name)
                 group.create_dataset(column_name, data=column.astype("<i8"))
 
-    write_sealed(folder / MANIFEST, SET_FORMAT, fill)
+    with SetFiles(folder).replaced(MANIFEST) as path:
+        write_sealed(path, SET_FORMAT, fill)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: str | Path) -> Manifest:
     """Read the manifest of a set.
+
+    Args:
+        folder: Path or URL of the folder of the set.
 
     Raises:
         StoreError: If it is missing, damaged, or its columns contradict each other.
+        ObjectError: If the object store does not give it.
     """
+    with SetFiles(folder).on_disk([MANIFEST]) as folder_on_disk:
+        return _read_manifest(folder_on_disk)
+
+
+def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise StoreError(

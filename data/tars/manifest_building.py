@@ -15,17 +15,10 @@ from cusa.data.errors import StoreError
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import read_shard
 from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows, read_manifest
-from cusa.data.tars.pair_files import PAIRS_FOLDER, PairFile, pairs_path, read_pairs
+from cusa.data.tars.pair_files import PairFile, pairs_path, read_pairs
+from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 
 _THREADS = 4
-
-
-def list_tars(folder: Path) -> list[str]:
-    """Return the names of the tars whose pairs are in the folder of a set, sorted.
-
-    A file of pairs is written after the rows of the tar, so that the tar is finished.
-    """
-    return sorted(path.stem for path in (folder / PAIRS_FOLDER).glob("[!.]*.h5"))
 
 
 @dataclass(frozen=True)
@@ -41,10 +34,10 @@ class SetOrigin:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def recorded(folder: Path) -> SetOrigin:
+    def recorded(location: str | Path) -> SetOrigin:
         """Return what the manifest of a set says, or nothing if there is no whole one."""
         try:
-            manifest = read_manifest(folder)
+            manifest = read_manifest(location)
         except StoreError:
             return SetOrigin()
         sources = {name: rows.source for name, rows in manifest.teachers.items()}
@@ -60,25 +53,29 @@ class SetOrigin:
 
 
 def build_manifest(
-    folder: Path,
+    location: str | Path,
     origin: SetOrigin | None = None,
 ) -> Manifest:
     """Build the manifest of a set from the files in its folder, verifying all checksums.
 
     Args:
-        folder: The folder of the set.
+        location: Path or URL of the folder of the set. Of an object store, the files of some tars
+            are fetched at a time.
         origin: What the set was made from; ``None``: as an earlier manifest says.
 
     Raises:
         StoreError: If there is no tar, a file is damaged, a teacher lacks a tar's rows, or tars
             were made with different settings or captions.
+        ObjectError: If the object store does not give a file.
     """
-    names = _require_tars(folder)
+    files = SetFiles(location)
+    folder = files.path
+    names = _require_tars(files)
     if origin is None:
-        origin = SetOrigin.recorded(folder)
-    teacher_names = list_teachers(folder)
+        origin = SetOrigin.recorded(location)
+    teacher_names = files.teachers()
     with ThreadPoolExecutor(_THREADS) as threads:
-        read_entry = partial(_read_entry, folder, teacher_names)
+        read_entry = partial(_fetch_and_read_entry, files, teacher_names)
         entries = list(threads.map(read_entry, names))
 
     _require_equal("captions", map(attrgetter("caption_rule"), entries), names, folder)
@@ -102,13 +99,13 @@ def build_manifest(
     )
 
 
-def _require_tars(folder: Path) -> list[str]:
-    names = list_tars(folder)
+def _require_tars(files: SetFiles) -> list[str]:
+    names = files.tars()
     if not names:
         raise StoreError(
-            f"{folder} holds no tar's pairs ({PAIRS_FOLDER}/NAME.h5); run cusa-precompute with "
-            f"--out {folder}",
-            path=folder,
+            f"{files} holds no tar's pairs ({PAIRS_FOLDER}/NAME.h5); run cusa-precompute with "
+            f"--out {files}",
+            path=files.path,
         )
     return names
 
@@ -129,15 +126,6 @@ def _joined_shards(
     )
 
 
-def list_teachers(folder: Path) -> list[str]:
-    """Return the names of the teachers that have rows in the folder of a set, sorted."""
-    names: list[str] = []
-    for path in folder.glob("[!.]*/"):
-        if path.name != PAIRS_FOLDER and any(path.glob("[!.]*.h5")):
-            names.append(path.name)
-    return sorted(names)
-
-
 def first_file(folder: Path) -> Path | None:
     """Return the file of the first tar in a teacher's folder, or in that of the pairs."""
     return min(folder.glob("[!.]*.h5"), default=None)
@@ -146,7 +134,7 @@ def first_file(folder: Path) -> Path | None:
 def stored_modalities(folder: Path) -> dict[str, str]:
     """Return the modality of each teacher that has rows in the folder of a set, by its name."""
     modalities: dict[str, str] = {}
-    for teacher_name in list_teachers(folder):
+    for teacher_name in SetFiles(folder).teachers():
         shard_path = first_file(folder / teacher_name)
         if shard_path is not None:
             header, _ = read_shard(folder, f"{teacher_name}/{shard_path.name}")
@@ -174,6 +162,16 @@ class _TarEntry:
     counts: Mapping[str, int]
     pair_seal: str
     teachers: Mapping[str, _ShardEntry]
+
+
+def _fetch_and_read_entry(
+    files: SetFiles,
+    teacher_names: Sequence[str],
+    name: str,
+) -> _TarEntry:
+    file_names = [f"{folder}/{name}.h5" for folder in (PAIRS_FOLDER, *teacher_names)]
+    with files.on_disk(file_names) as folder:
+        return _read_entry(folder, teacher_names, name)
 
 
 def _read_entry(

@@ -12,9 +12,9 @@ from cusa.data.store.checksum import SHARD_FORMAT
 from cusa.data.store.hdf5 import array_location
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_texts import Strings
+from cusa.data.tars.named_files import NamedFiles
 from cusa.data.tars.pair_files import PAIRS_FORMAT
 from cusa.data.tars.samples import TarError
-from cusa.data.tars.set_files import SetFiles
 
 
 class OpenTar:
@@ -42,7 +42,7 @@ class OpenTar:
 
     def __init__(
         self,
-        tar_set: SetFiles,
+        tar_set: NamedFiles,
         tar: str,
         teachers: Iterable[str],
         reads_images: bool,
@@ -93,7 +93,7 @@ class OpenTar:
 
 
 def mapped_rows(
-    tar_set: SetFiles,
+    tar_set: NamedFiles,
     teacher: str,
     tar: str,
 ) -> np.ndarray:

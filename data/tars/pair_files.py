@@ -17,9 +17,9 @@ from cusa.data.store.hdf5 import whole_number_attribute as whole_number
 from cusa.data.store.index_checks import check_caption_image, check_lengths
 from cusa.data.store.split_table import Texts
 from cusa.data.tars.pairs import TarPairs
+from cusa.data.tars.set_files import PAIRS_FOLDER
 
 PAIRS_FORMAT = "cusa-embeddings-pairs"
-PAIRS_FOLDER = "pairs"
 
 
 @dataclass(frozen=True)

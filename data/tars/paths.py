@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from cusa.data.errors import DataError
+from cusa.data.objects.folder import is_remote, location_text, open_folder, split_file
 from cusa.data.tars.pairs import IMAGE_EXTENSIONS, name_of_tar
 
 _SUFFIX = ".tar"
@@ -21,6 +23,8 @@ def are_tars(datasets: Sequence[str]) -> bool:
 
 
 def _is_tar(dataset: str) -> bool:
+    if is_remote(dataset):
+        return True
     if os.path.isdir(dataset):
         return _is_folder_of_tars(Path(dataset))
     return dataset.endswith((_SUFFIX, f"{_SUFFIX}}}"))
@@ -43,11 +47,15 @@ def expand_tars(datasets: Sequence[str]) -> list[Path]:
     """Return the tars that patterns and folders name, sorted by their names.
 
     Args:
-        datasets: Paths of tars, with ``{00000..01242}``, ``{a,b}``, ``*`` and ``?`` as in a shell,
-            and folders of tars.
+        datasets: Paths or URLs of tars, with ``{00000..01242}``, ``{a,b}``, ``*`` and ``?`` as in a
+            shell, and folders of tars.
+
+    Returns:
+        The tars; pathlib writes a URL ``s3://BUCKET/NAME.tar`` as ``s3:/BUCKET/NAME.tar``.
 
     Raises:
         DataError: If a pattern matches nothing, or two tars have the same name.
+        ObjectError: If an object store does not list its tars.
     """
     paths: dict[str, Path] = {}
     for dataset in datasets:
@@ -56,8 +64,9 @@ def expand_tars(datasets: Sequence[str]) -> list[Path]:
             other = paths.setdefault(name, path)
             if other != path:
                 raise DataError(
-                    f"{other} and {path} have the same name, which the files of a set are named "
-                    "after; rename one of them, or give each set a store of its own",
+                    f"{location_text(other)} and {location_text(path)} have the same name, which "
+                    "the files of a set are named after; rename one of them, or give each set a "
+                    "store of its own",
                     path=path,
                     name=name,
                 )
@@ -89,7 +98,9 @@ def _expand(dataset: str) -> list[Path]:
         ) from None
     paths = []
     for pattern in patterns:
-        if glob.has_magic(pattern) and not os.path.exists(pattern):
+        if is_remote(pattern):
+            paths.extend(_expand_url(pattern))
+        elif glob.has_magic(pattern) and not os.path.exists(pattern):
             paths.extend(map(Path, glob.glob(pattern)))
         else:
             paths.append(Path(pattern))
@@ -100,10 +111,40 @@ def _expand(dataset: str) -> list[Path]:
 
 def common_folder(tars: Sequence[Path]) -> str:
     """Return the absolute path of the folder that tars are in; empty if they are in several."""
-    folders = {str(path.parent.absolute()) for path in tars}
+    folders: set[str] = set()
+    for path in tars:
+        folder = path.parent
+        if not is_remote(folder):
+            folder = folder.absolute()
+        folders.add(location_text(folder))
     if len(folders) > 1:
         return ""
     return folders.pop()
+
+
+def _expand_url(url: str) -> list[Path]:
+    """Return the tars of an object store that a URL names, which is listed for patterns only.
+
+    Raises:
+        DataError: If there are none.
+    """
+    if url.endswith(_SUFFIX) and not glob.has_magic(url):
+        return [Path(url)]
+    location, pattern = url, f"[!.]*{_SUFFIX}"
+    if glob.has_magic(url):
+        location, pattern = split_file(url)
+    names = (entry.name for entry in open_folder(location).list())
+    paths: list[Path] = []
+    for name in names:
+        if "/" not in name and fnmatch.fnmatchcase(name, pattern):
+            paths.append(Path(f"{location}/{name}"))
+    if not paths:
+        raise DataError(
+            f"--dataset {url} matches no tar of the object store; pass "
+            f"'s3://BUCKET/PREFIX/{{00000..00999}}{_SUFFIX}', or the prefix that they are under",
+            name=url,
+        )
+    return paths
 
 
 def tars_in_range(

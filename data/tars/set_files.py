@@ -1,144 +1,142 @@
-"""The files of a tar set: where they are, and what the manifest says of each."""
+"""The files of a tar set, in a folder of this machine or in an object store."""
 
 from __future__ import annotations
 
-import itertools
-import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
+from cusa.data.errors import CusaError, ObjectError
+from cusa.data.files import scratch_folder
+from cusa.data.objects.folder import LocalFolder, open_folder
 
-from cusa.data.errors import StoreError
-from cusa.data.store.hdf5 import ArrayLocation
-from cusa.data.store.schema import file_name
-from cusa.data.tars.manifest import TarRows, read_manifest
-from cusa.data.tars.pair_files import pairs_path
+PAIRS_FOLDER = "pairs"
+_SUFFIX = ".h5"
+_FILE = re.compile(r"[^./][^/]*/[^./][^/]*\.h5")
+_MISSING = 404
 
 
 class SetFiles:
-    """The files of a tar set.
+    """The files of a set.
 
-    Arguments, attributes and errors are those of :class:`cusa.data.tars.tar_set.TarSet`.
+    Args:
+        location: Path or URL of the folder of the set.
+
+    Attributes:
+        folder: The folder.
     """
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
-        image_root: Path | None = None,
+        location: str | Path,
     ) -> None:
-        self.path = self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
-        self.image_root = image_root
-        if image_root is None and self.manifest.image_root:
-            self.image_root = Path(self.manifest.image_root)
-        self._number_of_tar = dict(zip(self.manifest.names, itertools.count(), strict=False))
+        self.folder = open_folder(location)
 
-    def tar_path(
+    def __str__(self) -> str:
+        """Return the folder's path or URL."""
+        return str(self.folder)
+
+    @property
+    def is_remote(self) -> bool:
+        """Return whether the set is in an object store."""
+        return not isinstance(self.folder, LocalFolder)
+
+    @property
+    def path(self) -> Path:
+        """The folder's path or URL, for errors."""
+        return Path(str(self.folder))
+
+    @cached_property
+    def listing(self) -> frozenset[str]:
+        """The names of the files of pairs and rows, ``FOLDER/NAME.h5``, as they are at first."""
+        if isinstance(self.folder, LocalFolder):
+            paths = self.folder.path.glob(f"[!.]*/[!.]*{_SUFFIX}")
+            return frozenset(f"{path.parent.name}/{path.name}" for path in paths)
+        names = (entry.name for entry in self.folder.list())
+        return frozenset(filter(_FILE.fullmatch, names))
+
+    def tars(self) -> list[str]:
+        """Return the names of the tars whose pairs are there, sorted.
+
+        A file of pairs is written after the rows of the tar, so that the tar is finished.
+        """
+        return sorted(self._names_in(PAIRS_FOLDER))
+
+    def teachers(self) -> list[str]:
+        """Return the names of the teachers that have rows, sorted."""
+        folders = {name.partition("/")[0] for name in self.listing}
+        return sorted(folders - {PAIRS_FOLDER})
+
+    def first_files(self) -> list[str]:
+        """Return the first file of the pairs, and of each teacher's rows."""
+        first_names: dict[str, str] = {}
+        for name in sorted(self.listing, reverse=True):
+            first_names[name.partition("/")[0]] = name
+        return list(first_names.values())
+
+    def _names_in(
         self,
-        tar: str,
-    ) -> Path:
-        """Return the path of a tar.
+        subfolder: str,
+    ) -> Iterator[str]:
+        prefix = f"{subfolder}/"
+        for name in self.listing:
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix).removesuffix(_SUFFIX)
+
+    @contextmanager
+    def on_disk(
+        self,
+        names: Iterable[str],
+    ) -> Iterator[Path]:
+        """Yield a folder of this machine that has the named files, unless they are missing.
+
+        Files of an object store are fetched, and dropped at the end. Errors name their URLs.
 
         Raises:
-            StoreError: If it is not known where the tars are.
+            ObjectError: If the object store does not give them.
         """
-        if self.image_root is None:
-            raise StoreError(
-                f"{self.path} does not say where its tars are; pass their folder as --image-root",
-                path=self.path,
-                name="image_root",
-            )
-        return self.image_root / f"{tar}.tar"
+        if isinstance(self.folder, LocalFolder):
+            yield self.folder.path
+            return
+        with scratch_folder() as scratch:
+            for name in names:
+                try:
+                    self.folder.fetch(name, scratch / name)
+                except ObjectError as error:
+                    if error.status != _MISSING or error.name != name:
+                        raise
+            try:
+                yield scratch
+            except CusaError as error:
+                raise error_elsewhere(error, scratch, str(self)) from None
 
-    def tar_bytes(
+    @contextmanager
+    def replaced(
         self,
-        tar: str,
-    ) -> int:
-        """Return the length of a tar when its rows were made."""
-        return int(self.manifest.counts["tar_bytes"][self._number(tar)])
+        name: str,
+    ) -> Iterator[Path]:
+        """Yield the path to write a file to; of an object store, it is sent there at the end.
 
-    def pairs_path(
-        self,
-        tar: str,
-    ) -> Path:
-        """Return the path of the file of a tar's pairs."""
-        return pairs_path(self.folder, tar)
-
-    def pairs_seal(
-        self,
-        tar: str,
-    ) -> str:
-        """Return the seal that the file of a tar's pairs must carry."""
-        return _hexadecimal(self.manifest.pair_seals[self._number(tar)])
-
-    def rows_path(
-        self,
-        teacher: str,
-        tar: str,
-    ) -> Path:
-        """Return the path of a teacher's rows for a tar."""
-        return self.folder / file_name(teacher) / f"{tar}.h5"
-
-    def rows_seal(
-        self,
-        teacher: str,
-        tar: str,
-    ) -> str:
-        """Return the seal that the file of a teacher's rows for a tar must carry."""
-        return _hexadecimal(self._rows_of(teacher).seals[self._number(tar)])
-
-    def rows_location(
-        self,
-        teacher: str,
-        tar: str,
-    ) -> ArrayLocation:
-        """Return where in its file a teacher's rows for a tar are."""
-        number = self._number(tar)
-        stored = self._rows_of(teacher)
-        return ArrayLocation(
-            name="rows",
-            offset=int(stored.offsets[number]),
-            shape=(self._n_rows(stored.settings.modality, number), stored.settings.dim),
-            dtype=np.dtype(stored.settings.dtype).newbyteorder("<").str,
-        )
-
-    def _rows_of(
-        self,
-        teacher: str,
-    ) -> TarRows:
-        if teacher not in self.manifest.teachers:
-            legal_teachers = ", ".join(self.manifest.teachers)
-            raise StoreError(
-                f"{self.path} has no teacher {teacher!r}; it has: {legal_teachers}",
-                path=self.path,
-                name=teacher,
-            )
-        return self.manifest.teachers[teacher]
-
-    def _number(
-        self,
-        tar: str,
-    ) -> int:
-        if tar not in self._number_of_tar:
-            raise StoreError(
-                f"{self.folder} has no tar {tar!r}; run cusa-precompute for it, then cusa-store "
-                f"index {self.folder}",
-                path=self.folder,
-                name=tar,
-            )
-        return self._number_of_tar[tar]
-
-    def _n_rows(
-        self,
-        modality: str,
-        number: int,
-    ) -> int:
-        """Return the number of images or captions of a tar."""
-        counts = self.manifest.counts["n_images"]
-        if modality == "text":
-            counts = self.manifest.counts["n_captions"]
-        return int(counts[number])
+        Raises:
+            ObjectError: If the object store does not take it.
+        """
+        if isinstance(self.folder, LocalFolder):
+            yield self.folder.path / name
+            return
+        with scratch_folder() as scratch:
+            yield scratch / name
+            self.folder.replace(name, scratch / name)
 
 
-def _hexadecimal(seal: np.ndarray) -> str:
-    return seal.tobytes().hex()
+def error_elsewhere(
+    error: CusaError,
+    local_path: Path,
+    location: str,
+) -> CusaError:
+    """Return an error on the copy of a file as one on the file itself."""
+    moved_error = error.reworded(str(error).replace(str(local_path), location))
+    if error.path is not None:
+        moved_error.path = Path(str(error.path).replace(str(local_path), location))
+    return moved_error

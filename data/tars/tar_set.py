@@ -13,21 +13,23 @@ from cusa.data.errors import StoreError
 from cusa.data.store.checksum import BLOCK, SHARD_FORMAT, ChecksumError, read_seal
 from cusa.data.store.hdf5 import refuse
 from cusa.data.store.mapped_split import Split
-from cusa.data.store.schema import TeacherSettings
+from cusa.data.store.schema import TeacherSettings, file_name
 from cusa.data.store.teacher_choice import pick_teacher
+from cusa.data.tars.named_files import NamedFiles
 from cusa.data.tars.open_tar import open_unchanged
-from cusa.data.tars.pair_files import PairFile, read_pairs
-from cusa.data.tars.set_files import SetFiles
+from cusa.data.tars.pair_files import PairFile, pairs_path, read_pairs
+from cusa.data.tars.set_files import PAIRS_FOLDER
 
 # The name of the only split of a set, as other stores have several.
 SET_SPLIT = "train"
 
 
-class TarSet(SetFiles):
+class TarSet(NamedFiles):
     """The stored pairs and rows of a set of tars.
 
     Args:
-        folder: The folder of the set, which ``cusa-precompute --out`` made.
+        folder: Path or URL of the folder of the set, which ``cusa-precompute --out`` made. Of an
+            object store, files are fetched when they are asked for, and dropped once read.
         image_root: The folder of the tars; ``None``: where they were when the rows were made.
 
     Attributes:
@@ -90,7 +92,7 @@ class TarSet(SetFiles):
 
     def __repr__(self) -> str:
         n_images = int(self.manifest.counts["n_images"].sum())
-        return f"TarSet({str(self.folder)!r}, {len(self):,} tars, {n_images:,} images)"
+        return f"TarSet({str(self.files)!r}, {len(self):,} tars, {n_images:,} images)"
 
     def pairs(
         self,
@@ -105,9 +107,11 @@ class TarSet(SetFiles):
             StoreError: If the set has no such tar, or its file is damaged or another one.
         """
         seal = self.pairs_seal(tar)
-        pairs = read_pairs(self.pairs_path(tar))
-        if pairs.seal != seal:
-            self._refuse_replaced(self.pairs_path(tar))
+        with self.files.on_disk([f"{PAIRS_FOLDER}/{tar}.h5"]) as folder:
+            path = pairs_path(folder, tar)
+            pairs = read_pairs(path)
+            if pairs.seal != seal:
+                self._refuse_replaced(path)
         return pairs
 
     def rows(
@@ -129,7 +133,9 @@ class TarSet(SetFiles):
         """
         location = self.rows_location(teacher, tar)
         path = self.rows_path(teacher, tar)
-        content = self._read_sealed(path, self.rows_seal(teacher, tar))
+        shard_file = f"{file_name(teacher)}/{tar}.h5"
+        with self.files.on_disk([shard_file]) as folder:
+            content = self._read_sealed(folder / shard_file, self.rows_seal(teacher, tar))
         stop = location.offset + location.n_bytes
         if not 0 <= location.offset <= stop <= len(content):
             refuse(path, "rows", "they are not where the manifest says")
@@ -167,7 +173,13 @@ class TarSet(SetFiles):
     ) -> str:
         """Return the name of a modality's teacher: the one requested, or the only one.
 
-        Arguments and errors are those of :meth:`EmbeddingStore.pick_teacher`.
+        Args:
+            modality: ``"image"`` or ``"text"``.
+            name: The teacher's name; ``None``: the only one.
+            flag: The command-line option for its name, for error messages.
+
+        Raises:
+            StoreError: If there is no such teacher, or several and no name.
         """
         return pick_teacher(self.path, self.teachers, modality, name, flag)
 
@@ -192,13 +204,13 @@ class TarSet(SetFiles):
                 names.append(name)
         if teacher is not None and teacher not in names:
             raise StoreError(
-                f"{self.folder} has no {modality} teacher {teacher!r}; it has: {', '.join(names)}",
+                f"{self.files} has no {modality} teacher {teacher!r}; it has: {', '.join(names)}",
                 path=self.folder,
                 name=teacher,
             )
         if teacher is None and len(names) > 1:
             raise StoreError(
-                f"{self.folder} has several {modality} teachers: {', '.join(names)}; name one, "
+                f"{self.files} has several {modality} teachers: {', '.join(names)}; name one, "
                 f"{modality}_teacher={names[0]!r}",
                 path=self.folder,
                 name=modality,
@@ -228,7 +240,7 @@ class TarSet(SetFiles):
         path: Path,
     ) -> None:
         raise StoreError(
-            f"{path} is not the file that the manifest names; run cusa-store index {self.folder} "
+            f"{path} is not the file that the manifest names; run cusa-store index {self.files} "
             "if it was made again",
             path=path,
         )

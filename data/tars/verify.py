@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cusa.data.errors import StoreError
+from cusa.data.objects.folder import is_remote
 from cusa.data.store.checksum import SHARD_FORMAT, VersionError
 from cusa.data.store.schema import file_name
 from cusa.data.store.verify import Damage, file_problem
 from cusa.data.tars.manifest import MANIFEST, Manifest, read_manifest
-from cusa.data.tars.manifest_building import list_teachers
-from cusa.data.tars.pair_files import PAIRS_FOLDER, PAIRS_FORMAT, pairs_path
+from cusa.data.tars.pair_files import PAIRS_FORMAT, pairs_path
+from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 
 _THREADS = 4
 
@@ -28,15 +30,16 @@ class _SealedFile:
 
 
 def holds_set(path: Path) -> bool:
-    """Return whether a path is a folder with a set's manifest or its pairs."""
-    return (path / MANIFEST).is_file() or (path / PAIRS_FOLDER).is_dir()
+    """Return whether a path is a folder with a set's manifest or its pairs, or a URL."""
+    return is_remote(path) or (path / MANIFEST).is_file() or (path / PAIRS_FOLDER).is_dir()
 
 
 def verify_set(folder: Path) -> tuple[int, list[Damage]]:
     """Read every file of a tar set and compare it with its checksum, and with the manifest.
 
     Args:
-        folder: The folder of the set.
+        folder: Path or URL of the folder of the set. Of an object store, some files are fetched at
+            a time.
 
     Returns:
         The number of files read, and the damages. If the manifest itself is damaged or missing,
@@ -46,30 +49,32 @@ def verify_set(folder: Path) -> tuple[int, list[Damage]]:
         StoreError: If the folder is not that of a set, or the manifest has another major version.
     """
     damages: list[Damage] = []
+    files = SetFiles(folder)
+    folder = files.path
     try:
         sealed_files = list(_named_files(folder, read_manifest(folder)))
     except VersionError:
         raise
     except StoreError as error:
-        sealed_files = list(_listed_files(folder))
+        sealed_files = list(_listed_files(files))
         if not sealed_files:
             raise
         damages.append(Damage(folder / MANIFEST, f"the manifest: {error}"))
     with ThreadPoolExecutor(_THREADS) as threads:
-        problems = threads.map(_problem, sealed_files)
+        problems = threads.map(partial(_problem, files), sealed_files)
         for sealed_file, problem in zip(sealed_files, problems, strict=True):
             if problem is not None:
                 damages.append(Damage(sealed_file.path, problem))
     return 1 + len(sealed_files), damages
 
 
-def _listed_files(folder: Path) -> Iterator[_SealedFile]:
+def _listed_files(files: SetFiles) -> Iterator[_SealedFile]:
     """Yield the files in the folder of a set, which no manifest names."""
-    for path in sorted((folder / PAIRS_FOLDER).glob("[!.]*.h5")):
-        yield _SealedFile(path, PAIRS_FORMAT)
-    for teacher_name in list_teachers(folder):
-        for path in sorted((folder / teacher_name).glob("[!.]*.h5")):
-            yield _SealedFile(path, SHARD_FORMAT)
+    for name in sorted(files.listing):
+        if name.startswith(f"{PAIRS_FOLDER}/"):
+            yield _SealedFile(files.path / name, PAIRS_FORMAT)
+        else:
+            yield _SealedFile(files.path / name, SHARD_FORMAT)
 
 
 def _named_files(
@@ -86,12 +91,15 @@ def _named_files(
             yield _SealedFile(path, SHARD_FORMAT, seal)
 
 
-def _problem(sealed_file: _SealedFile) -> str | None:
-    return file_problem(
-        sealed_file.path,
-        sealed_file.file_format,
-        sealed_file.seal,
-    )
+def _problem(
+    files: SetFiles,
+    sealed_file: _SealedFile,
+) -> str | None:
+    name = f"{sealed_file.path.parent.name}/{sealed_file.path.name}"
+    with files.on_disk([name]) as folder:
+        problem = file_problem(folder / name, sealed_file.file_format, sealed_file.seal)
+        # A file that was fetched is called by its URL.
+        return problem and problem.replace(str(folder), str(files))
 
 
 def set_aside_in_set(damages: Sequence[Damage]) -> list[Path]:

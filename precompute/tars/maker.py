@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cusa.data.objects.folder import location_text
 from cusa.data.records import Dataset
 from cusa.data.tars.pair_files import write_pairs
-from cusa.data.tars.pairs import TarPairs, read_pairs_of_tar
+from cusa.data.tars.pairs import TarPairs, name_of_tar, read_pairs_of_tar
 from cusa.data.tars.samples import TarError
 from cusa.precompute.index_entries import absolute_source
 from cusa.precompute.pipeline import encode_shards
@@ -18,6 +19,7 @@ from cusa.precompute.run_options import RunOptions, RunReporter
 from cusa.precompute.shard_plan import finished_shards
 from cusa.precompute.tars import stored
 from cusa.precompute.tars.block import TarBlock
+from cusa.precompute.tars.workplace import Workplace
 from cusa.precompute.teacher_loading import LoadedTeacher, TeacherLoader
 from cusa.precompute.teachers import TeacherRequest
 
@@ -48,6 +50,7 @@ class TarMaker:
         requests: The teachers.
         options: The run's settings; ``out`` is the manifest.
         policy: What is done with the tars.
+        workplace: The folder to make them in; ``out`` is in it.
         processes: The processes, which have to agree on the teachers' settings.
         reporter: Receives notes, and the loading of teachers.
         check_stop: Called after each batch and while waiting; raises to stop.
@@ -62,12 +65,14 @@ class TarMaker:
         requests: Sequence[TeacherRequest],
         options: RunOptions,
         policy: TarPolicy,
+        workplace: Workplace,
         processes: RunProcesses,
         reporter: RunReporter,
         check_stop: Callable[[], None],
     ) -> None:
         self._options = options
         self._policy = policy
+        self._workplace = workplace
         self._reporter = reporter
         self._check_stop = check_stop
         self._folder = options.out.parent
@@ -89,28 +94,40 @@ class TarMaker:
             sources[teacher_name] = absolute_source(loaded.teacher.source)
         return sources
 
+    @property
+    def _teacher_names(self) -> list[str]:
+        return list(self._teachers)
+
     def read(
         self,
-        tar_path: Path,
+        tar: Path,
     ) -> TarPairs | None:
         """Read the pairs of a tar; ``None`` if it is damaged and left out.
+
+        Args:
+            tar: Its path, or its URL as a path.
 
         Raises:
             TarError: If the tar is damaged and ``on_tar`` is ``"fail"``, or was changed since its
                 rows were made.
+            ObjectError: If an object store does not give it.
         """
         on_tar = self._policy.on_tar
         try:
-            tar_pairs = read_pairs_of_tar(tar_path, self._policy.caption_rule, on_tar == "keep")
+            with self._workplace.errors_named():
+                tar_path = self._workplace.fetch(tar, self._teacher_names)
+                tar_pairs = read_pairs_of_tar(tar_path, self._policy.caption_rule, on_tar == "keep")
         except TarError as error:
             if on_tar == "fail":
                 advice = "--on-tar skip would leave it out, --on-tar keep its damaged part"
                 raise error.reworded(f"{error} ({advice})") from None
             self._reporter.note(f"{error}; the tar is left out")
+            self._workplace.drop(name_of_tar(tar), self._teacher_names)
             return None
         if not tar_pairs.is_complete:
             n_pairs = len(tar_pairs.records)
-            self._reporter.note(f"{tar_path} is damaged; its {n_pairs:,} whole samples are kept")
+            tar_text = location_text(tar)
+            self._reporter.note(f"{tar_text} is damaged; its {n_pairs:,} whole samples are kept")
         stored.require_unchanged_tar(self._folder, tar_pairs)
         return tar_pairs
 
@@ -147,3 +164,4 @@ class TarMaker:
             )
         for tar_pairs in pairs:
             write_pairs(self._folder, tar_pairs)
+            self._workplace.deliver(tar_pairs.name, self._teacher_names)

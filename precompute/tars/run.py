@@ -9,14 +9,14 @@ from cusa.data.files import sweep_dead
 from cusa.data.store.schema import file_name
 from cusa.data.tars.manifest import Manifest, write_manifest
 from cusa.data.tars.manifest_building import SetOrigin, build_manifest
-from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path
-from cusa.data.tars.pairs import TarPairs, name_of_tar
+from cusa.data.tars.pairs import TarPairs
 from cusa.data.tars.paths import common_folder
+from cusa.data.tars.set_files import PAIRS_FOLDER
 from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
 from cusa.precompute.tars import stored
-from cusa.precompute.tars.block import TarTask
 from cusa.precompute.tars.maker import TarMaker, TarPolicy
+from cusa.precompute.tars.workplace import Workplace
 from cusa.precompute.teachers import TeacherRequest
 
 # Images in one pass over the teachers. Small tars are put together up to that, as starting a
@@ -37,6 +37,7 @@ class TarRun:
         requests: The teachers.
         options: The run's settings; ``out`` is the manifest.
         policy: What is done with the tars.
+        workplace: The folder to make them in; ``out`` is in it.
         processes: The processes.
         reporter: Receives the events of the run.
         check_stop: Called after each batch and while waiting; raises to stop.
@@ -48,6 +49,7 @@ class TarRun:
         requests: Sequence[TeacherRequest],
         options: RunOptions,
         policy: TarPolicy,
+        workplace: Workplace,
         processes: RunProcesses,
         reporter: RunReporter,
         check_stop: Callable[[], None],
@@ -56,6 +58,7 @@ class TarRun:
         self._requests = requests
         self._options = options
         self._policy = policy
+        self._workplace = workplace
         self._processes = processes
         self._reporter = reporter
         self._check_stop = check_stop
@@ -77,6 +80,7 @@ class TarRun:
                 self._requests,
                 self._options,
                 self._policy,
+                self._workplace,
                 self._processes,
                 self._reporter,
                 self._check_stop,
@@ -95,28 +99,13 @@ class TarRun:
         folders = ["", PAIRS_FOLDER, *map(file_name, self._teacher_names)]
         sweep_dead([self._folder / folder for folder in folders])
         pending: list[int] = []
-        for number, tar_path in enumerate(self._tars):
-            if not self._is_finished(tar_path):
+        self._workplace.list_again()
+        for number, tar in enumerate(self._tars):
+            if not self._workplace.is_finished(tar, self._teacher_names):
                 pending.append(number)
         n_tars = len(self._tars)
         self._reporter.planned(*_BAR, n_tars, n_tars - len(pending))
         return pending
-
-    def _is_finished(
-        self,
-        tar_path: Path,
-    ) -> bool:
-        paths = [pairs_path(self._folder, name_of_tar(tar_path))]
-        for teacher_name in self._teacher_names:
-            paths.append(self._folder / self._shard_file(teacher_name, tar_path))
-        return all(map(Path.exists, paths))
-
-    def _shard_file(
-        self,
-        teacher_name: str,
-        tar_path: Path,
-    ) -> str:
-        return TarTask(self._options.out, teacher_name, name_of_tar(tar_path), 0, 0).file
 
     @property
     def _teacher_names(self) -> list[str]:
@@ -170,8 +159,8 @@ class TarRun:
             self._processes.hear(f"done-{rank}", self._check_stop)
         if self._policy.is_share:
             return None
-        recorded = SetOrigin.recorded(self._folder)
-        origin = recorded.updated(common_folder(self._tars), sources)
-        manifest = build_manifest(self._folder, origin)
-        write_manifest(self._folder, manifest)
+        location = self._workplace.location
+        origin = SetOrigin.recorded(location).updated(common_folder(self._tars), sources)
+        manifest = build_manifest(location, origin)
+        write_manifest(location, manifest)
         return manifest

@@ -12,9 +12,10 @@ from cusa.data.store.checksum import SHARD_FORMAT, read_seal
 from cusa.data.store.schema import TeacherSettings, file_name
 from cusa.data.store.shards import ShardInfo, read_picture_digests, read_shard
 from cusa.data.tars.manifest_building import first_file
-from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path, read_pairs
+from cusa.data.tars.pair_files import pairs_path, read_pairs
 from cusa.data.tars.pairs import TarPairs
 from cusa.data.tars.samples import TarError
+from cusa.data.tars.set_files import PAIRS_FOLDER
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.tars.block import TarBlock
 from cusa.precompute.teacher_loading import LoadedTeacher

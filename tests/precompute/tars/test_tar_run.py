@@ -22,6 +22,7 @@ from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.tars.maker import TarPolicy
 from cusa.precompute.tars.run import TarRun
+from cusa.precompute.tars.workplace import Workplace
 from cusa.precompute.teachers import parse_teacher
 from tests.data.tars.tar_files import jpeg, pair, write_tar, write_tars
 from tests.helpers import run, run_failure, run_ok
@@ -73,7 +74,8 @@ def make(models):
         options = RunOptions(folder / MANIFEST, pipeline, 2, None, None, "float16", "albef")
         policy = TarPolicy(caption, on_tar, is_share=False)
         notes = notes or Notes()
-        run = TarRun(tars, requests, options, policy, connect(), notes, lambda: None)
+        workplace = Workplace(folder, folder)
+        run = TarRun(tars, requests, options, policy, workplace, connect(), notes, lambda: None)
         return run.go()
 
     make_rows.requests = requests

@@ -1,0 +1,216 @@
+"""Folders of an object store, through obstore, which is imported when one is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from cusa.data.errors import ObjectError
+from cusa.data.files import atomic_file
+from cusa.data.objects.folder import ObjectInfo
+from cusa.data.objects.remote_errors import one_line_error
+
+# A tar of a gigabyte takes minutes; a connection without a byte for half a minute is dead.
+_CLIENT = {
+    # Requests go to https but where the environment names an endpoint of http://.
+    "allow_http": True,
+    "connect_timeout": "5s",
+    "read_timeout": "30s",
+    "timeout": "15m",
+}
+_RETRIES = {
+    "max_retries": 4,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=10),
+        "base": 2,
+    },
+}
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+# The process whose threads obstore's are, once it has some.
+_process_of_threads: list[int] = []
+_STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+
+
+class RemoteFolder:
+    """A prefix of a bucket in S3, Google Cloud Storage or Azure, or of what speaks their protocols.
+
+    obstore retries what is worth it: answers of 500 and more, and broken connections, of which it
+    reads the rest. Its threads do not survive a fork: once they are used, forked processes are
+    refused.
+
+    Args:
+        scheme: ``"s3"``, ``"gs"`` or ``"az"``.
+        bucket: Name of the bucket; of Azure, of the container.
+        prefix: Prefix of the keys, without a slash at the end.
+        location: The URL of these.
+
+    Raises:
+        ObjectError: If the extra ``cloud`` is not installed, or the environment lacks settings.
+    """
+
+    def __init__(
+        self,
+        scheme: str,
+        bucket: str,
+        prefix: str,
+        location: str,
+    ) -> None:
+        self._location = location
+        try:
+            import obstore
+            from obstore import store as stores
+        except ImportError:
+            raise ObjectError(
+                f"{location} needs obstore, which is not installed; pip install 'cusa[cloud]', or "
+                "pip install obstore",
+                location=location,
+            ) from None
+        _require_legal_endpoint(location)
+        self._obstore = obstore
+        store_class: Any = getattr(stores, _STORES[scheme])
+        with self._one_line_errors(""):
+            self._store = store_class(
+                bucket,
+                prefix=prefix or None,
+                client_options=_CLIENT,
+                retry_config=_RETRIES,
+            )
+
+    def __str__(self) -> str:
+        """Return the URL."""
+        return self._location
+
+    def fetch(
+        self,
+        object_name: str,
+        target: Path,
+    ) -> None:
+        """Fetch an object with one GET, or one more for each broken connection.
+
+        Raises:
+            ObjectError: If it is missing, or the store does not give it.
+        """
+        with self._one_line_errors(object_name):
+            answer = self._obstore.get(self._store, object_name)
+            with atomic_file(target) as temporary, temporary.open("wb") as file:
+                for chunk in answer.stream():
+                    file.write(chunk)
+
+    def create(
+        self,
+        object_name: str,
+        source: Path,
+    ) -> bool:
+        """Create an object with one PUT, which the store refuses if there is such an object.
+
+        A PUT that was carried out, but whose answer was lost, is repeated, and then returns False.
+
+        Raises:
+            ObjectError: If the store does not take it.
+        """
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            self._put(object_name, source, "create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def replace(
+        self,
+        object_name: str,
+        source: Path,
+    ) -> None:
+        """Create or replace an object with one PUT.
+
+        Raises:
+            ObjectError: If the store does not take it.
+        """
+        self._put(object_name, source, "overwrite")
+
+    def list(
+        self,
+        prefix: str = "",
+    ) -> Iterator[ObjectInfo]:
+        """Yield the objects under a prefix, which ends at a slash, with a LIST for each page.
+
+        Raises:
+            ObjectError: If the store does not list them.
+        """
+        with self._one_line_errors(""):
+            for page in self._obstore.list(self._store, prefix or None):
+                for entry in page:
+                    yield ObjectInfo(entry["path"], entry["size"])
+
+    def _put(
+        self,
+        object_name: str,
+        source: Path,
+        mode: Literal["create", "overwrite"],
+    ) -> None:
+        # In one request: of a multi-part upload that is killed, parts would stay in the store.
+        content = source.read_bytes()
+        with self._one_line_errors(object_name):
+            self._obstore.put(self._store, object_name, content, mode=mode, use_multipart=False)
+
+    @contextmanager
+    def _one_line_errors(
+        self,
+        object_name: str,
+    ) -> Iterator[None]:
+        """Turn what obstore raises into an :class:`ObjectError`.
+
+        That there is such an object already, and errors of this machine's files, pass unchanged.
+        """
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        _refuse_forked_process(self._location)
+        try:
+            yield
+        except AlreadyExistsError:
+            raise
+        except (BaseError, FileNotFoundError, ValueError) as error:
+            is_of_local_file = isinstance(error, OSError) and error.errno is not None
+            if is_of_local_file or isinstance(error, ObjectError):
+                raise
+            raise one_line_error(error, self._location, object_name) from None
+
+
+def _refuse_forked_process(location: str) -> None:
+    """Refuse a process that was forked from one that used obstore, as it would wait for ever.
+
+    Raises:
+        ObjectError: If this process was.
+    """
+    if not _process_of_threads:
+        _process_of_threads.append(os.getpid())
+    if _process_of_threads[0] != os.getpid():
+        raise ObjectError(
+            f"{location}: this process was forked from one that has used an object store, which "
+            "obstore does not support; start worker processes by forkserver or spawn, such as "
+            "DataLoader(..., multiprocessing_context='forkserver')",
+            location=location,
+        )
+
+
+def _require_legal_endpoint(location: str) -> None:
+    """Refuse an endpoint that is no URL, as obstore would end with a traceback of its own.
+
+    Raises:
+        ObjectError: If the environment names one.
+    """
+    for variable in _ENDPOINTS:
+        endpoint = os.environ.get(variable, "")
+        if endpoint and not endpoint.startswith(("http://", "https://")):
+            raise ObjectError(
+                f"{variable} is {endpoint!r}, which is no URL; pass https://HOST or "
+                "http://HOST:PORT",
+                location=location,
+                name=variable,
+            )

@@ -1,0 +1,222 @@
+"""Folders on this machine and in an object store: whole files, retries, errors in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cusa.data.errors import ObjectError
+from cusa.data.objects.folder import ObjectInfo, is_remote, open_folder, split_file
+from tests.object_server import BUCKET, running_server
+
+NAMES = ["a.h5", "pairs/a b.h5", "pairs/a+b.h5", "pairs/é日 %20#?.h5", "pairs/deep/x&y=z.h5"]
+MEGABYTE = bytes(1_000_000)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with running_server() as (state, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield state
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request, tmp_path):
+    if request.param == "local":
+        return open_folder(tmp_path / "set")
+    request.getfixturevalue("server")
+    return open_folder(f"s3://{BUCKET}/a set+é/")
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "source"
+    path.write_bytes(b"rows")
+    return path
+
+
+def fetched(folder, name, tmp_path):
+    target = tmp_path / "fetched" / "file"
+    folder.fetch(name, target)
+    assert not list(target.parent.glob(".*"))
+    return target.read_bytes()
+
+
+def failure(action):
+    with pytest.raises(ObjectError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_created_once_and_fetched(folder, source, tmp_path, name):
+    assert folder.create(name, source)
+    source.write_bytes(b"others")
+    assert not folder.create(name, source)
+    assert fetched(folder, name, tmp_path) == b"rows"
+    folder.replace(name, source)
+    assert fetched(folder, name, tmp_path) == b"others"
+    assert list(folder.list()) == [ObjectInfo(name, 6)]
+
+
+def test_what_is_listed(folder, source):
+    for name in NAMES:
+        folder.create(name, source)
+    folder.create("pairs2/a.h5", source)  # another folder that begins alike
+    listed = sorted(entry.name for entry in folder.list("pairs"))
+    assert listed == sorted(NAMES[1:])
+    assert not list(folder.list("other"))
+
+
+def test_a_file_that_is_missing(folder, tmp_path):
+    error = failure(lambda: folder.fetch("pairs/a.h5", tmp_path / "target"))
+    assert (error.location, error.name, error.status) == (str(folder), "pairs/a.h5", 404)
+    assert vars(error.reworded("other")) == vars(error)
+    assert not list(tmp_path.glob("*target*"))
+
+
+@pytest.mark.parametrize("location", ["s3://b/p/", "gs://b/p", "az://b/p", Path("s3://b/p")])
+def test_locations_of_an_object_store(location):
+    assert is_remote(location)
+    assert split_file(f"{location}/x.tar") == (
+        str(location).replace(":/b", "://b").rstrip("/"),
+        "x.tar",
+    )
+
+
+@pytest.mark.parametrize("location", ["s3", "set/s3://x", "hf:owner/name", "C:/x", "/x", "a b"])
+def test_paths_of_this_machine(location):
+    assert not is_remote(location)
+
+
+@pytest.mark.parametrize("location", ["s3://", "s3:///x", "http://host/x", "s4://bucket/x"])
+def test_locations_that_are_none(location):
+    assert failure(lambda: open_folder(location)).location == location
+
+
+def test_one_request_for_each_file_and_page(server, source, tmp_path):
+    source.write_bytes(20 * MEGABYTE)  # more than obstore puts in one part of an upload
+    server.page = 2
+    folder = open_folder(f"s3://{BUCKET}/set")
+    for name in "abcde":
+        folder.create(name, source)
+    assert fetched(folder, "a", tmp_path) == 20 * MEGABYTE
+    assert len(list(folder.list())) == 5
+    assert server.counts() == {"PUT": 5, "GET": 1, "LIST": 3}
+
+
+def test_a_busy_store_is_asked_once_more(server, source, tmp_path):
+    folder = open_folder(f"s3://{BUCKET}/set")
+    server.failures.update(["PUT", "GET", "LIST"])
+    assert folder.create("a", source)
+    assert fetched(folder, "a", tmp_path) == b"rows"
+    assert list(folder.list()) == [ObjectInfo("a", 4)]
+    assert server.counts() == {"PUT": 2, "GET": 2, "LIST": 2}
+
+
+def test_a_store_that_stays_busy_is_given_up(server, tmp_path):
+    server.failures["GET"] = 100
+    error = failure(lambda: open_folder(f"s3://{BUCKET}/set").fetch("a", tmp_path / "target"))
+    assert (error.name, error.status) == ("a", 503)
+    assert server.counts()["GET"] == 5
+
+
+def test_transfers_that_break_off(server, source, tmp_path):
+    source.write_bytes(MEGABYTE)
+    folder = open_folder(f"s3://{BUCKET}/set")
+    server.cut_puts = server.cut_gets = 1
+    assert folder.create("a", source)
+    assert fetched(folder, "a", tmp_path) == MEGABYTE
+    server.cut_puts = server.cut_gets = 100
+    assert failure(lambda: folder.create("b", source)).status is None
+    assert failure(lambda: folder.fetch("a", tmp_path / "target")).status is None
+    assert list(server.objects) == ["set/a"]
+    assert not list(tmp_path.glob("*target*"))
+
+
+def test_a_killed_upload_is_invisible(server, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(20 * MEGABYTE)
+    server.latency = 60  # the server does not read the body while it waits
+    code = (
+        "from pathlib import Path; from cusa.data.objects.folder import open_folder; import sys; "
+        "open_folder(sys.argv[1]).create('a', Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, f"s3://{BUCKET}/set", str(source)]
+    process = subprocess.Popen(command)
+    while not server.log:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    server.latency = 0
+    folder = open_folder(f"s3://{BUCKET}/set")
+    assert not list(folder.list())
+    assert folder.create("a", source)
+
+
+@pytest.mark.parametrize(
+    ("variables", "bucket", "status"),
+    [
+        ({}, "another-bucket", 404),
+        ({"AWS_ACCESS_KEY_ID": "wrong"}, BUCKET, 403),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, BUCKET, None),
+        ({"AWS_ENDPOINT_URL": "http://no-such-host.invalid"}, BUCKET, None),
+    ],
+)
+def test_stores_that_cannot_be_used(
+    server, monkeypatch, source, tmp_path, variables, bucket, status
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    folder = open_folder(f"s3://{bucket}/set")
+    for action in (
+        lambda: list(folder.list()),
+        lambda: folder.create("a", source),
+        lambda: folder.fetch("a", tmp_path / "target"),
+    ):
+        error = failure(action)
+        assert (error.location, error.status) == (f"s3://{bucket}/set", status)
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "127.0.0.1:9000"])
+def test_an_endpoint_that_is_none(server, monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    error = failure(lambda: open_folder(f"s3://{BUCKET}/set"))
+    assert error.name == "AWS_ENDPOINT_URL"
+
+
+def test_no_credentials(server, monkeypatch, tmp_path):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    # Where a machine of the cloud would answer.
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9/169.254.")
+    error = failure(lambda: list(open_folder(f"s3://{BUCKET}/set").list()))
+    assert (error.name, error.status) == ("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", None)
+
+
+@pytest.mark.parametrize("name", ["../a", "a//b", "a\nb"])
+def test_names_that_are_none(server, source, name):
+    folder = open_folder(f"s3://{BUCKET}/set")
+    assert failure(lambda: folder.create(name, source)).name == name
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    assert failure(lambda: open_folder("s3://bucket/set")).location == "s3://bucket/set"
+
+
+def test_azure_without_an_account(monkeypatch):
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert failure(lambda: open_folder("az://container/set")).location == "az://container/set"
+
+
+def test_obstore_is_imported_only_for_an_object_store(tmp_path):
+    code = (
+        "import sys; from cusa.data.objects.folder import open_folder; open_folder(sys.argv[1]); "
+        "assert 'obstore' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
