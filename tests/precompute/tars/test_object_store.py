@@ -245,7 +245,8 @@ def test_another_caption_rule_is_refused(server, teachers):
     assert error.path == Path(SET)
 
 
-# The name is short, as a forkserver's socket is in the test's folder and has at most 108 characters.
+# The name is short: a forkserver's socket is in the test's folder, and its path has 108 characters
+# at most.
 def test_kills(server, expected, tmp_path, teachers, monkeypatch):
     """The server kills the run amid its uploads."""
     forkserver = multiprocessing.get_context("forkserver")
