@@ -209,8 +209,8 @@ def _audit_set(
     sources: dict[str, str] = {}
     for spec in teachers or opened.teachers:
         teacher_name, _, source = spec.partition("=")
-        # The set records no folders of models; known teachers are found by their names.
-        sources[teacher_name] = source or teacher_name
+        # A teacher that the set does not have is refused by the audit.
+        sources[teacher_name] = source or opened.sources.get(teacher_name, teacher_name)
     quiet_libraries()
     from cusa.precompute.tars.audit import audit_set
 

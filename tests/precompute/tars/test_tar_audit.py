@@ -36,6 +36,12 @@ def test_rows_are_those_of_their_teachers(tar_set, audit):
         assert output.count(f" {tar} ") == 2
 
 
+def test_teachers_are_loaded_from_where_the_set_says(tmp_path, tar_set):
+    output = run_ok("store", "audit", tar_set.folder, "--dataset", tmp_path / "tars")
+    assert "vit" in output
+    assert "words" in output
+
+
 def test_exchanged_rows_are_named(tar_set, audit):
     """Whole files, whose seals and manifest are right."""
     tar = tar_set.manifest.names[1]
