@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from http import HTTPStatus
 from pathlib import Path
 from typing import Self
 
@@ -117,17 +118,17 @@ class GatedRepositoryError(HubError):
 
 
 class ObjectError(CusaError):
-    """A file of a folder or an object store cannot be read or written.
+    """A file of an object store cannot be read or written.
 
     Args:
         message: The line.
         path: None; for :meth:`reworded`.
-        location: Path or URL of the folder.
+        location: URL of the folder.
         name: Name of the file in it.
         status: The HTTP status that the store answered with.
 
     Attributes:
-        status: As given; 404 also for a missing file of a local folder; ``None`` without an answer.
+        status: As given; ``None`` without an answer.
     """
 
     def __init__(
@@ -141,6 +142,11 @@ class ObjectError(CusaError):
     ) -> None:
         super().__init__(message, path=path, location=location, name=name)
         self.status = status
+
+    @property
+    def is_missing(self) -> bool:
+        """Return whether the store has the bucket, but not the file."""
+        return self.status == HTTPStatus.NOT_FOUND and bool(self.name)
 
     def reworded(self, message: str, name: str | None = None) -> Self:
         """Return the same with another message, as of every error."""

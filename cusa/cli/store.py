@@ -129,7 +129,7 @@ def verify(store_path: Path, repair: bool) -> None:
     "--dataset",
     multiple=True,
     metavar="TARS",
-    help="Of a set of tars: the tars, as for cusa-precompute; at most 16 of them are read.",
+    help="Of a set of tars: the tars, if they are not where the set says; at most 16 are read.",
 )
 def audit(
     store_path: Path,
@@ -199,13 +199,12 @@ def _audit_set(
     from cusa.data.tars.paths import expand_tars
     from cusa.data.tars.tar_set import TarSet
 
-    if not dataset:
-        raise SettingError(
-            f"{folder} is a set of tars, which does not know where they are; pass --dataset TARS",
-            name="dataset",
-        )
-    tars = expand_tars(dataset)
     opened = TarSet(folder)
+    if not dataset and opened.image_root is None:
+        raise SettingError(
+            f"{folder} does not say where its tars are; pass --dataset TARS", name="dataset"
+        )
+    tars = expand_tars(dataset) if dataset else list(map(opened.tar_path, opened.manifest.names))
     sources: dict[str, str] = {}
     for spec in teachers or opened.teachers:
         teacher_name, _, source = spec.partition("=")

@@ -1,1 +1,1 @@
-"""Folders of files on this machine or in an object store, read and written whole."""
+"""Folders of object stores, whose files are read and written whole."""

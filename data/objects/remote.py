@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from cusa.data.errors import ObjectError
 from cusa.data.files import atomic_file
-from cusa.data.objects.folder import ObjectInfo
 from cusa.data.objects.remote_errors import one_line_error
 
 # A tar of a gigabyte takes minutes; a connection without a byte for half a minute is dead.
@@ -35,6 +35,19 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 # The process whose threads obstore's are, once it has some.
 _process_of_threads: list[int] = []
 _STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a listing says about a file.
+
+    Attributes:
+        name: Its path relative to the folder, with ``/``.
+        n_bytes: Its length.
+    """
+
+    name: str
+    n_bytes: int
 
 
 class RemoteFolder:

@@ -27,7 +27,7 @@ class NamedFiles:
         folder: str | os.PathLike[str],
         image_root: Path | None = None,
     ) -> None:
-        self.path = self.folder = Path(folder)
+        self.path = Path(folder)
         self.files = SetFiles(self.path)
         self.manifest = read_manifest(self.path)
         self.image_root = image_root
@@ -64,7 +64,7 @@ class NamedFiles:
         tar: str,
     ) -> Path:
         """Return the path of the file of a tar's pairs."""
-        return pairs_path(self.folder, tar)
+        return pairs_path(self.path, tar)
 
     def pairs_seal(
         self,
@@ -79,7 +79,7 @@ class NamedFiles:
         tar: str,
     ) -> Path:
         """Return the path of a teacher's rows for a tar."""
-        return self.folder / file_name(teacher) / f"{tar}.h5"
+        return self.path / file_name(teacher) / f"{tar}.h5"
 
     def rows_seal(
         self,
@@ -123,9 +123,9 @@ class NamedFiles:
     ) -> int:
         if tar not in self._number_of_tar:
             raise StoreError(
-                f"{self.folder} has no tar {tar!r}; run cusa-precompute for it, then cusa-store "
-                f"index {self.folder}",
-                path=self.folder,
+                f"{self.files} has no tar {tar!r}; run cusa-precompute for it, then cusa-store "
+                f"index {self.files}",
+                path=self.path,
                 name=tar,
             )
         return self._number_of_tar[tar]

@@ -78,29 +78,6 @@ class SetOrder:
                 shares.append(stream.positions(*self._bounds(step, number)))
             yield tars.pair_numbers(np.concatenate(shares))
 
-    def tars_of_step(
-        self,
-        step: int,
-        n_windows_ahead: int = 0,
-    ) -> np.ndarray:
-        """Return the tars of the windows that a step of the epoch draws on: int64 ``[n]``.
-
-        Args:
-            step: The step, from 0.
-            n_windows_ahead: How many further windows of each of its streams to include.
-
-        Returns:
-            Numbers of tars in the manifest, in the order in which their streams come to them.
-        """
-        tars = self._tars()
-        slots = [np.zeros(0, np.int64)]
-        for number in range(self.streams):
-            start, stop = self._bounds(step, number)
-            if start < stop:
-                stream = self._stream(tars, number)
-                slots.append(stream.tar_slots(start, stop, n_windows_ahead))
-        return tars.numbers[np.concatenate(slots)]
-
     @property
     def _segment_pairs(self) -> int:
         return self.n_pairs // (self.size * self.streams)
@@ -190,13 +167,6 @@ class _Stream:
             positions[n_done : n_done + len(next_positions)] = next_positions
             n_done += len(next_positions)
         return positions
-
-    def tar_slots(self, start: int, stop: int, n_windows_ahead: int) -> np.ndarray:
-        """Return the slots of the tars of the windows of some pairs, and of further windows."""
-        first = self._window_at(self._start + start)
-        last = self._window_at(self._start + stop - 1) + n_windows_ahead
-        after_last = min(last + 1, len(self._window_slots) - 1)
-        return np.arange(self._window_slots[first], self._window_slots[after_last])
 
     def _window_at(self, position: int) -> int:
         return int(np.searchsorted(self._starts, position, "right")) - 1

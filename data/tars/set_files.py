@@ -10,12 +10,11 @@ from pathlib import Path
 
 from cusa.data.errors import CusaError, ObjectError
 from cusa.data.files import scratch_folder
-from cusa.data.objects.folder import LocalFolder, open_folder
+from cusa.data.objects.folder import is_remote, location_text, open_folder
 
 PAIRS_FOLDER = "pairs"
 _SUFFIX = ".h5"
 _FILE = re.compile(r"[^./][^/]*/[^./][^/]*\.h5")
-_MISSING = 404
 
 
 class SetFiles:
@@ -25,36 +24,30 @@ class SetFiles:
         location: Path or URL of the folder of the set.
 
     Attributes:
-        folder: The folder.
+        path: The folder's path, or its URL as a path.
+        remote: The folder, if it is in an object store.
     """
 
     def __init__(
         self,
         location: str | Path,
     ) -> None:
-        self.folder = open_folder(location)
+        self.path = Path(location)
+        self.remote = None
+        if is_remote(location):
+            self.remote = open_folder(location)
 
     def __str__(self) -> str:
         """Return the folder's path or URL."""
-        return str(self.folder)
-
-    @property
-    def is_remote(self) -> bool:
-        """Return whether the set is in an object store."""
-        return not isinstance(self.folder, LocalFolder)
-
-    @property
-    def path(self) -> Path:
-        """The folder's path or URL, for errors."""
-        return Path(str(self.folder))
+        return location_text(self.path)
 
     @cached_property
     def listing(self) -> frozenset[str]:
         """The names of the files of pairs and rows, ``FOLDER/NAME.h5``, as they are at first."""
-        if isinstance(self.folder, LocalFolder):
-            paths = self.folder.path.glob(f"[!.]*/[!.]*{_SUFFIX}")
+        if self.remote is None:
+            paths = self.path.glob(f"[!.]*/[!.]*{_SUFFIX}")
             return frozenset(f"{path.parent.name}/{path.name}" for path in paths)
-        names = (entry.name for entry in self.folder.list())
+        names = (entry.name for entry in self.remote.list())
         return frozenset(filter(_FILE.fullmatch, names))
 
     def tars(self) -> list[str]:
@@ -97,15 +90,15 @@ class SetFiles:
         Raises:
             ObjectError: If the object store does not give them.
         """
-        if isinstance(self.folder, LocalFolder):
-            yield self.folder.path
+        if self.remote is None:
+            yield self.path
             return
         with scratch_folder() as scratch:
             for name in names:
                 try:
-                    self.folder.fetch(name, scratch / name)
+                    self.remote.fetch(name, scratch / name)
                 except ObjectError as error:
-                    if error.status != _MISSING or error.name != name:
+                    if not error.is_missing:
                         raise
             try:
                 yield scratch
@@ -122,12 +115,12 @@ class SetFiles:
         Raises:
             ObjectError: If the object store does not take it.
         """
-        if isinstance(self.folder, LocalFolder):
-            yield self.folder.path / name
+        if self.remote is None:
+            yield self.path / name
             return
         with scratch_folder() as scratch:
             yield scratch / name
-            self.folder.replace(name, scratch / name)
+            self.remote.replace(name, scratch / name)
 
 
 def error_elsewhere(

@@ -34,7 +34,6 @@ class TarSet(NamedFiles):
 
     Attributes:
         path: The folder of the set.
-        folder: The folder of its files: the same, or where they are copied to.
         image_root: The folder of the tars; ``None`` if it is not known.
         manifest: The set's manifest.
 
@@ -198,24 +197,10 @@ class TarSet(NamedFiles):
             StoreError: If the set has no such teacher of the modality, or several and none is
                 named.
         """
-        names: list[str] = []
-        for name, settings in self.teachers.items():
-            if settings.modality == modality:
-                names.append(name)
-        if teacher is not None and teacher not in names:
-            raise StoreError(
-                f"{self.files} has no {modality} teacher {teacher!r}; it has: {', '.join(names)}",
-                path=self.folder,
-                name=teacher,
-            )
-        if teacher is None and len(names) > 1:
-            raise StoreError(
-                f"{self.files} has several {modality} teachers: {', '.join(names)}; name one, "
-                f"{modality}_teacher={names[0]!r}",
-                path=self.folder,
-                name=modality,
-            )
-        return teacher or next(iter(names), None)
+        modalities = {settings.modality for settings in self.teachers.values()}
+        if teacher is None and modality not in modalities:
+            return None
+        return self.pick_teacher(modality, teacher, f"{modality}_teacher")
 
     def _read_sealed(
         self,

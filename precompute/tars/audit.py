@@ -52,15 +52,15 @@ def audit_set(
     for teacher_name in sources:
         if teacher_name not in tar_set.teachers:
             raise StoreError(
-                f"{tar_set.folder} has no teacher {teacher_name!r}; it has: "
+                f"{tar_set.path} has no teacher {teacher_name!r}; it has: "
                 f"{', '.join(tar_set.teachers)}",
-                path=tar_set.folder,
+                path=tar_set.path,
                 name=teacher_name,
             )
     all_pairs: list[TarPairs] = []
     for tar_path in _choose_tars(tar_set, tars, seed):
         tar_pairs = read_pairs_of_tar(tar_path, tar_set.manifest.caption_rule, True)
-        require_unchanged_tar(tar_set.folder, tar_pairs)
+        require_unchanged_tar(tar_set.path, tar_pairs)
         all_pairs.append(tar_pairs)
 
     # At least a row of each tar.
@@ -86,8 +86,8 @@ def _choose_tars(
             candidates.append(path)
     if not candidates:
         raise SettingError(
-            f"--dataset names no tar of {tar_set.folder}; pass the tars that its rows were made of",
-            path=tar_set.folder,
+            f"--dataset names no tar of {tar_set.path}; pass the tars that its rows were made of",
+            path=tar_set.path,
             name="dataset",
         )
     rng = np.random.default_rng(seed)

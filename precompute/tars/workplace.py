@@ -9,13 +9,13 @@ from pathlib import Path
 
 from cusa.data.errors import CusaError, ObjectError, StoreError
 from cusa.data.files import file_digest, scratch_folder
-from cusa.data.objects.folder import Folder, is_remote, location_text, open_folder, split_file
+from cusa.data.objects.folder import is_remote, location_text, open_folder, split_file
+from cusa.data.objects.remote import RemoteFolder
 from cusa.data.store.schema import file_name
 from cusa.data.tars.pairs import name_of_tar
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles, error_elsewhere
 
-_MISSING = 404
 # Buckets and prefixes with an open connection.
 _FOLDERS = 16
 
@@ -44,7 +44,7 @@ class Workplace:
         self.location = location
         self._files = SetFiles(location)
         self.folder = location
-        if self._files.is_remote:
+        if self._files.remote is not None:
             self.folder = scratch / "set"
         self._tars = scratch / "tars"
         self._urls: dict[Path, str] = {self.folder: str(self._files)}
@@ -82,7 +82,7 @@ class Workplace:
 
         They tell with which settings the others were made.
         """
-        if self._files.is_remote:
+        if self._files.remote is not None:
             for name in self._files.first_files():
                 self._fetch(name)
 
@@ -98,7 +98,7 @@ class Workplace:
             ObjectError: If it does not give the tar or a file.
         """
         tar_name = name_of_tar(tar)
-        if self._files.is_remote:
+        if self._files.remote is not None:
             stored_names = self.listing.intersection(_files_of_tar(tar_name, teacher_names))
             for name in stored_names - set(self._digests):
                 self._fetch(name)
@@ -111,7 +111,7 @@ class Workplace:
             self._open_folder(folder).fetch(tar_file, local_tar)
         except ObjectError as error:
             # Other problems say nothing about the tar.
-            if error.status != _MISSING or error.name != tar_file:
+            if not error.is_missing:
                 raise
             raise TarError(str(error), path=tar, name=tar_name) from None
         return local_tar
@@ -127,7 +127,7 @@ class Workplace:
             StoreError: If the store has a file with other bytes.
             ObjectError: If it does not take a file.
         """
-        if self._files.is_remote:
+        if self._files.remote is not None:
             for name in _files_of_tar(tar_name, teacher_names):
                 self._deliver(name)
         self.drop(tar_name, teacher_names)
@@ -141,7 +141,7 @@ class Workplace:
         local_tar = self._tars / f"{tar_name}.tar"
         local_tar.unlink(missing_ok=True)
         self._urls.pop(local_tar, None)
-        if self._files.is_remote:
+        if self._files.remote is not None:
             for name in _files_of_tar(tar_name, teacher_names):
                 (self.folder / name).unlink(missing_ok=True)
                 self._digests.pop(name, None)
@@ -166,7 +166,7 @@ class Workplace:
         try:
             self._remote.fetch(name, local_file)
         except ObjectError as error:
-            if error.status != _MISSING:
+            if not error.is_missing:
                 raise
             return
         self._digests[name] = file_digest(local_file)
@@ -197,8 +197,9 @@ class Workplace:
             )
 
     @property
-    def _remote(self) -> Folder:
-        return self._files.folder
+    def _remote(self) -> RemoteFolder:
+        assert self._files.remote is not None, "of a set on this machine, nothing is copied"
+        return self._files.remote
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The supply of a training run with tars: verified, or copied to a cache, before batches use them.
+"""The supply of a training run with tars, verified before batches use them.
 
-The files of a set may be far away, damaged, or replaced. One thread of the training process looks
+The files of a set may be damaged or replaced. One thread of the training process looks
 after the tars that come next, while worker processes read batches from those that are there.
 """
 

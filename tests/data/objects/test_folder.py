@@ -1,4 +1,4 @@
-"""Folders on this machine and in an object store: whole files, retries, errors in one line."""
+"""Folders of an object store: whole files, retries, errors in one line."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cusa.data.errors import ObjectError
-from cusa.data.objects.folder import ObjectInfo, is_remote, open_folder, split_file
+from cusa.data.objects.folder import is_remote, open_folder, split_file
+from cusa.data.objects.remote import ObjectInfo
 from tests.object_server import BUCKET, running_server
 
 NAMES = ["a.h5", "pairs/a b.h5", "pairs/a+b.h5", "pairs/é日 %20#?.h5", "pairs/deep/x&y=z.h5"]
@@ -22,11 +23,8 @@ def server(monkeypatch):
         yield state
 
 
-@pytest.fixture(params=["local", "remote"])
-def folder(request, tmp_path):
-    if request.param == "local":
-        return open_folder(tmp_path / "set")
-    request.getfixturevalue("server")
+@pytest.fixture
+def folder(server):
     return open_folder(f"s3://{BUCKET}/a set+é/")
 
 
@@ -92,7 +90,7 @@ def test_paths_of_this_machine(location):
     assert not is_remote(location)
 
 
-@pytest.mark.parametrize("location", ["s3://", "s3:///x", "http://host/x", "s4://bucket/x"])
+@pytest.mark.parametrize("location", ["s3://", "s3:///x", "http://host/x", "s4://bucket/x", "/x"])
 def test_locations_that_are_none(location):
     assert failure(lambda: open_folder(location)).location == location
 
@@ -216,7 +214,7 @@ def test_azure_without_an_account(monkeypatch):
 
 def test_obstore_is_imported_only_for_an_object_store(tmp_path):
     code = (
-        "import sys; from cusa.data.objects.folder import open_folder; open_folder(sys.argv[1]); "
+        "import sys; from cusa.data.tars.set_files import SetFiles; SetFiles(sys.argv[1]); "
         "assert 'obstore' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -94,19 +94,6 @@ def test_pairs_of_a_stream_come_from_one_window_of_tars_after_the_other(settings
         assert len(unfinished) <= settings["window"]
 
 
-@given(orders())
-def test_the_tars_of_a_step_hold_its_pairs(settings):
-    order = SetOrder(**settings)
-    names = names_of_pairs(settings["tar_pairs"])
-    most_windows = settings["streams"] * (1 + settings["batch_size"])
-    for step, batch in enumerate(epoch_of(order)):
-        tars = order.tars_of_step(step).tolist()
-        assert {names[pair][0] for pair in batch} <= set(tars)
-        assert len(tars) <= settings["window"] * most_windows
-        ahead = order.tars_of_step(step, n_windows_ahead=1).tolist()
-        assert set(tars) <= set(ahead)
-
-
 @pytest.mark.parametrize("mix_streams", [False, True])
 def test_streams_are_equal_segments_of_the_permuted_tars(mix_streams):
     """By a loop over all pairs in the order of the tars, as another process would see them."""

@@ -1,5 +1,7 @@
 """The audit of tar sets: rows computed again, and tars that are no longer those of the pairs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def tar_set(tmp_path, teachers):
 def audit(tmp_path, tar_set, models):
     vit, words = models
     options = ["--dataset", tmp_path / "tars", "--teacher", f"vit={vit}"]
-    return ("audit", tar_set.folder, *options, "--teacher", f"words={words}")
+    return ("audit", tar_set.path, *options, "--teacher", f"words={words}")
 
 
 def test_rows_are_those_of_their_teachers(tar_set, audit):
@@ -36,8 +38,8 @@ def test_rows_are_those_of_their_teachers(tar_set, audit):
         assert output.count(f" {tar} ") == 2
 
 
-def test_teachers_are_loaded_from_where_the_set_says(tmp_path, tar_set):
-    output = run_ok("store", "audit", tar_set.folder, "--dataset", tmp_path / "tars")
+def test_teachers_and_tars_are_where_the_set_says(tar_set):
+    output = run_ok("store", "audit", tar_set.path)
     assert "vit" in output
     assert "words" in output
 
@@ -49,8 +51,8 @@ def test_exchanged_rows_are_named(tar_set, audit):
     pairs = tar_set.pairs(tar)
     settings = tar_set.teachers["vit"]
     header = ShardHeader("vit", tar, pairs.fingerprint, 0, len(rows), settings)
-    write_shard(tar_set.folder, f"vit/{tar}.h5", header, np.roll(rows, 1, axis=0), [])
-    write_manifest(tar_set.folder, build_manifest(tar_set.folder))
+    write_shard(tar_set.path, f"vit/{tar}.h5", header, np.roll(rows, 1, axis=0), [])
+    write_manifest(tar_set.path, build_manifest(tar_set.path))
 
     result = run("store", *audit, "--least-cosine", 0.9999)
     assert result.exit_code == 1
@@ -68,7 +70,8 @@ def test_a_replaced_tar_is_refused(tmp_path, tar_set, audit):
 
 
 def test_bad_input_is_named(tmp_path, tar_set):
-    folder = tar_set.folder
+    folder = tar_set.path
+    write_manifest(folder, replace(tar_set.manifest, image_root=""))
     assert run_failure("store", "audit", folder).name == "dataset"
     no_tars = ("--dataset", tmp_path / "nowhere/{0..3}.tar")
     assert run_failure("store", "audit", folder, *no_tars).name == "dataset"
