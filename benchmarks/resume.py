@@ -89,6 +89,7 @@ class Runs:
 
     def run(self, args: Sequence[str], run_dir: Path, kill: Kill | None) -> int:
         """Run to the end, or to the kill; the status that waitpid gives."""
+        self._log.unlink(missing_ok=True)
         self._say(STARTING)
         child = os.fork()
         if not child:
@@ -106,6 +107,13 @@ class Runs:
     def doing(self) -> str:
         """What the last run was doing."""
         return self._shared[8:].rstrip(b"\0").decode()
+
+    @property
+    def lost_a_worker(self) -> bool:
+        """Whether the limit on a file's bytes ended a worker of the last run, by the bytes of a
+        batch, so that the run ended with an error.
+        """
+        return "killed by SIGXFSZ" in self._log.read_text()
 
     @property
     def operations(self) -> int:
@@ -255,7 +263,7 @@ def disturbed(
     while len(kills) < most_kills and (not kills or rng.random() < 0.5):
         kill = draw(rng, whole)
         status = runs.run(args, run_dir, kill)
-        if os.WIFSIGNALED(status):
+        if os.WIFSIGNALED(status) or (status and runs.lost_a_worker):
             first = not list(run_dir.glob("checkpoints/step-*.safetensors"))
             kills.append(
                 {
