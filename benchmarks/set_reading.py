@@ -122,14 +122,14 @@ class UndecodedInputs:
         """Read files of pictures."""
         files = []
         for in_tar in rows:
-            files += [in_tar.tar.image(row)[1] for row in in_tar.image_rows.tolist()]
+            files += map(in_tar.tar.image, in_tar.image_rows.tolist())
         return files
 
     def texts(self, rows: Sequence[TarRows]) -> Any:
         """Read captions."""
         captions = []
         for in_tar in rows:
-            captions += [in_tar.tar.captions[row] for row in in_tar.caption_rows.tolist()]
+            captions += in_tar.tar.captions[in_tar.caption_rows]
         return captions
 
 
