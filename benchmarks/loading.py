@@ -110,25 +110,30 @@ def make_pictures(folder: Path, n: int) -> None:
         )
 
 
-def made_up_records(split: str, n: int, paths: Sequence[str]) -> list[Record]:
+def made_up_records(
+    split: str, n: int, paths: Sequence[str], n_captions: int = CAPTIONS_PER_IMAGE
+) -> list[Record]:
     """So many images of a split, whose files repeat, with captions of 8 to 13 words."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(8, 14, n * CAPTIONS_PER_IMAGE).tolist()
+    lengths = rng.integers(8, 14, n * n_captions).tolist()
     words = iter(rng.integers(0, len(WORDS), sum(lengths)).tolist())
     texts = [" ".join(WORDS[w] for w in itertools.islice(words, length)) for length in lengths]
     return [
         Record(
             f"{split}{i}",
             paths[i % len(paths)],
-            tuple(texts[i * CAPTIONS_PER_IMAGE : (i + 1) * CAPTIONS_PER_IMAGE]),
-            tuple(f"{split}{i}#{c}" for c in range(CAPTIONS_PER_IMAGE)),
+            tuple(texts[i * n_captions : (i + 1) * n_captions]),
+            tuple(f"{split}{i}#{c}" for c in range(n_captions)),
         )
         for i in range(n)
     ]
 
 
 def coco_size_store(
-    folder: Path, images: Path | None = None, n_images: int = SIZES["train"]
+    folder: Path,
+    images: Path | None = None,
+    n_images: int = SIZES["train"],
+    captions: int = CAPTIONS_PER_IMAGE,
 ) -> Path:
     """A store of COCO's size with made-up rows; made once per folder.
 
@@ -136,6 +141,7 @@ def coco_size_store(
         folder: Where it lies.
         images: Folder of the pictures that its image paths repeat; ``None``: made-up ones.
         n_images: Of the training split, if not as many as COCO has.
+        captions: Of each image.
 
     Returns:
         Its index.
@@ -149,7 +155,8 @@ def coco_size_store(
     paths = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))
     sizes = {"train": n_images, "val": min(n_images, SIZES["val"])}
     splits = {
-        s: SplitTable.from_records(made_up_records(s, n, paths), None) for s, n in sizes.items()
+        s: SplitTable.from_records(made_up_records(s, n, paths, captions), None)
+        for s, n in sizes.items()
     }
     rng = np.random.default_rng(0)
     entries = {}

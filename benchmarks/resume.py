@@ -2,11 +2,13 @@
 run.
 
     python benchmarks/resume.py --kills 50 --out benchmarks/results/resume.json
+    python benchmarks/resume.py --kills 50 --tars --out benchmarks/results/resume_tars.json
 
 Two kinds of run: the adapter, with dropout, on a made-up store, and (every fourth) a tiny CLIP from
-image files with two reading processes. Each is a process of its own, forked from this one, which
-has the libraries loaded already. It is killed (SIGKILL) after a random time; before a random step;
-at a random file operation (opening, renaming, removing, flushing, making a folder); or in the
+image files with two reading processes; with --tars, both on a set of tars, in two streams of two
+tars, the adapter with one reading process. Each is a process of its own, forked from this one,
+which has the libraries loaded already. It is killed (SIGKILL) after a random time; before a random
+step; at a random file operation (opening, renaming, removing, flushing, making a folder); or in the
 middle of writing a file, at a random byte. Then the same command with --resume goes on, and is
 killed again at even odds. At its end the log (but for samples/s), the tensors and the progress of
 the newest checkpoint, and the best student are compared with those of the undisturbed run.
@@ -35,7 +37,7 @@ from loading import machine
 from rich.console import Console
 from rich.table import Table
 
-SMOKE = ("--kills 2",)
+SMOKE = ("--kills 2", "--kills 1 --tars")
 CLIP_SHARE = 4  # one run in so many
 STARTING = "starting"
 
@@ -87,6 +89,7 @@ class Runs:
 
     def run(self, args: Sequence[str], run_dir: Path, kill: Kill | None) -> int:
         """Run to the end, or to the kill; the status that waitpid gives."""
+        self._log.unlink(missing_ok=True)
         self._say(STARTING)
         child = os.fork()
         if not child:
@@ -104,6 +107,13 @@ class Runs:
     def doing(self) -> str:
         """What the last run was doing."""
         return self._shared[8:].rstrip(b"\0").decode()
+
+    @property
+    def lost_a_worker(self) -> bool:
+        """Whether the limit on a file's bytes ended a worker of the last run, by the bytes of a
+        batch, so that the run ended with an error.
+        """
+        return "killed by SIGXFSZ" in self._log.read_text()
 
     @property
     def operations(self) -> int:
@@ -253,7 +263,7 @@ def disturbed(
     while len(kills) < most_kills and (not kills or rng.random() < 0.5):
         kill = draw(rng, whole)
         status = runs.run(args, run_dir, kill)
-        if os.WIFSIGNALED(status):
+        if os.WIFSIGNALED(status) or (status and runs.lost_a_worker):
             first = not list(run_dir.glob("checkpoints/step-*.safetensors"))
             kills.append(
                 {
@@ -283,17 +293,17 @@ def disturbed(
     }
 
 
-def make_args(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
-    """Stores, a tiny CLIP, and cusa-train's arguments for a run directory, by student."""
-    from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, run_ok
+def make_args(folder: Path, are_tars: bool) -> dict[str, Callable[[Path], list[str]]]:
+    """Stores or a set of tars, a tiny CLIP, and cusa-train's arguments for a run directory, by
+    student.
+    """
+    from tests.helpers import make_tiny_clip
 
-    stored = make_store(folder / "stored", {"train": 200, "val": 40})
-    manifest = make_pairs(folder / "data", n=40, n_val=8)
-    clip, words = make_tiny_clip(folder / "clip"), make_tiny_sentence(folder / "words")
-    filed = folder / "filed.h5"
-    teachers = ("--teacher", f"vit={clip}", "--teacher", f"words={words}")
-    run_ok("precompute", "--dataset", manifest, *teachers, "--workers", "0", "--out", filed)
+    clip = make_tiny_clip(folder / "clip")
+    stored, filed = make_set(folder) if are_tars else make_stores(folder, clip)
     common = ["--set", "train.log_every=1", "--device", "cpu", "--loss", "cusa"]
+    if are_tars:
+        common += ["--set", "data.window=2", "--set", "data.streams=2"]
     adapter = [
         "--embeddings",
         str(stored),
@@ -302,7 +312,8 @@ def make_args(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
         "--set",
         "student.hidden_dim=64",
     ]
-    adapter += ["--epochs", "4", "--batch-size", "32", "--checkpoint-steps", "5", "--workers", "0"]
+    adapter += ["--epochs", "4", "--batch-size", "32", "--checkpoint-steps", "5"]
+    adapter += ["--workers", str(int(are_tars))]
     files = [
         "--embeddings",
         str(filed),
@@ -318,6 +329,28 @@ def make_args(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
         "adapter": lambda run_dir: [*adapter, *common, "--run-dir", str(run_dir)],
         "clip": lambda run_dir: [*files, *common, "--run-dir", str(run_dir)],
     }
+
+
+def make_stores(folder: Path, clip: Path) -> tuple[Path, Path]:
+    """A store of made-up rows, and one of pictures and captions in files."""
+    from tests.helpers import make_pairs, make_store, make_tiny_sentence, run_ok
+
+    stored = make_store(folder / "stored", {"train": 200, "val": 40})
+    manifest = make_pairs(folder / "data", n=40, n_val=8)
+    words = make_tiny_sentence(folder / "words")
+    filed = folder / "filed.h5"
+    teachers = ("--teacher", f"vit={clip}", "--teacher", f"words={words}")
+    run_ok("precompute", "--dataset", manifest, *teachers, "--workers", "0", "--out", filed)
+    return stored, filed
+
+
+def make_set(folder: Path) -> tuple[Path, Path]:
+    """Sets of ten tars: of 200 pairs for the adapter, and of 50 for pictures."""
+    from tests.data.tars.tar_files import write_set, write_tars
+
+    for name, n_pairs in (("rows", 20), ("pictures", 5)):
+        write_set(folder / name, write_tars(folder / f"{name}_tars", 10, n_pairs))
+    return folder / "rows", folder / "pictures"
 
 
 def load_libraries() -> None:
@@ -337,8 +370,9 @@ def load_libraries() -> None:
 @click.command()
 @click.option("--kills", default=50)
 @click.option("--seed", default=0)
+@click.option("--tars", "are_tars", is_flag=True, help="Train on a set of tars.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(kills: int, seed: int, out: Path | None) -> None:
+def main(kills: int, seed: int, are_tars: bool, out: Path | None) -> None:
     """Kill and resume; print the counts."""
     load_libraries()
     rng = random.Random(seed)
@@ -349,7 +383,7 @@ def main(kills: int, seed: int, out: Path | None) -> None:
         forked = Runs(folder / "log")
         students = {
             student: undisturbed(forked, args, folder / f"whole-{student}")
-            for student, args in make_args(folder).items()
+            for student, args in make_args(folder, are_tars).items()
         }
         while done < kills:
             student = "clip" if len(runs) % CLIP_SHARE == CLIP_SHARE - 1 else "adapter"

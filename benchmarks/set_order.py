@@ -1,17 +1,19 @@
 """What the training order of a tar set costs, and what it does to what is learned.
 
-    python benchmarks/set_order.py flickr8k.h5 --out benchmarks/results/set_order.json
+    python benchmarks/set_order.py flickr8k.h5 --set train.epochs=6 --out set_order.json
 
 The costs: 400 million pairs in 40,000 tars and 64 processes; CPU time and peak memory, each in a
 new interpreter, of making an order and of any one step of any process. Then, on a store's split
 train cut into tars of consecutive pairs, the adapter is trained in such orders and measured on
-split test after its last epoch: RSUM by window, by streams, and in the stored order unshuffled.
-`crawl` tars hold similar pictures, as those of one site: images are sorted by their nearest of a
-few of them before they are cut into tars.
+split val after its last epoch: RSUM by window and by streams, beside a permutation of all pairs.
+The tars are cut from the images as they are stored, and sorted by topic: by the nearest of
+some means (k-means) of the text encoder's rows, so that a tar holds similar pictures, as a site
+that was crawled. Figures are written after each run; the same command goes on after a kill.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from sklearn.cluster import KMeans
 
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.tars.order import SetOrder
@@ -44,17 +47,18 @@ SMOKE = (
     "{store} --image-encoder vision --text-encoder words --tars 4 --seeds 1 --steps 1 "
     "--cost-tars 40 --set train.epochs=1 --set train.batch_size=4",
 )
-SITES = 20
+TOPICS = 20
+ALL_PAIRS = "permutation of all pairs"
+AS_STORED = "as stored"
 # Window, streams, whether batches are mixed.
 ORDERS = {
     "window 1": (1, 1, True),
     "window 4": (4, 1, True),
     "window 8": (8, 1, True),
     "window 16": (16, 1, True),
+    "4 streams of window 1, in turn": (1, 4, False),
     "4 streams of window 1, mixed": (1, 4, True),
     "4 streams of window 4, mixed": (4, 4, True),
-    "4 streams of window 4, in turn": (4, 4, False),
-    "all": (1_000_000, 1, True),
 }
 
 # In a new interpreter. Its rusage would begin with the peak memory of its parent, VmHWM does not.
@@ -79,14 +83,6 @@ print(1000 * (time.process_time() - began), (peak_kib() - before) / 1024)
 """
 
 
-class Consecutive(EpochOrder):
-    """Every epoch in the stored order."""
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        n_used = len(self) * self.batch_size
-        yield from np.arange(n_used).reshape(-1, self.batch_size)[self.first :]
-
-
 def step_costs(n_tars: int, n_steps: int, streams: int, window: int) -> dict[str, float]:
     """The largest CPU ms and MiB of a step, over random steps of random processes."""
     generator = np.random.default_rng(0)
@@ -105,12 +101,15 @@ def step_costs(n_tars: int, n_steps: int, streams: int, window: int) -> dict[str
     }
 
 
-def by_site(store: EmbeddingStore, image_encoder: str) -> np.ndarray:
-    """Caption rows of train, sorted by the site of their image, in the stored order within it."""
-    images = np.asarray(store[image_encoder, "train"][:], np.float32)
-    chosen = np.random.default_rng(0).permutation(len(images))[:SITES]
-    sites = (images @ images[chosen].T).argmax(axis=1)
-    return np.argsort(sites[store.split("train").caption_image], kind="stable")
+def by_topic(store: EmbeddingStore, text_encoder: str) -> np.ndarray:
+    """Caption rows of train, sorted by the topic of their image, in the stored order within it."""
+    caption_image = store.split("train").caption_image
+    captions = np.asarray(store[text_encoder, "train"][:], np.float32)
+    first_captions = np.flatnonzero(np.diff(caption_image, prepend=-1))
+    means = np.add.reduceat(captions, first_captions) / np.bincount(caption_image)[:, None]
+    n_topics = min(TOPICS, len(means))
+    topics = KMeans(n_topics, random_state=0, n_init=1).fit_predict(means)
+    return np.argsort(topics[caption_image], kind="stable")
 
 
 class Renumbered:
@@ -135,16 +134,16 @@ class Renumbered:
             yield self._numbers[pairs]
 
 
-def rsum(store_file: Path, settings: dict[str, Any], make_order: Any, run_dir: Path) -> float:
-    """RSUM on test of the student of the last epoch."""
+def rsum(settings: dict[str, Any], make_order: Any, run_dir: Path) -> float:
+    """RSUM on val of the student of the last epoch."""
     config = build_config(merge(load_preset("adapter"), settings))
     trainer = Trainer(config, Processes("cpu"), 0, run_dir, False, validation_scores)
     data = trainer.setup.data
     data.order = make_order(len(data.pairs), data.pairs_per_step, config.train.seed)
     trainer.fit()
-    store = EmbeddingStore(store_file)
+    store = EmbeddingStore(settings["data"]["embeddings"])
     encoders = settings["student"]["image_encoder"], settings["student"]["text_encoder"]
-    sources = student_sources(store, "test", config, encoders, processors=None)
+    sources = student_sources(store, "val", config, encoders, processors=None)
     return validation_scores(encode_split(trainer.setup.step.student, sources, "cpu"))["rsum"]
 
 
@@ -159,13 +158,42 @@ def order_makers(n_tars: int, numbers: np.ndarray) -> dict[str, Any]:
 
         return make
 
-    makers: dict[str, Any] = {
-        "consecutive": lambda *sizes: Renumbered(Consecutive(*sizes), numbers)
-    }
+    makers: dict[str, Any] = {ALL_PAIRS: EpochOrder}
     for name, values in ORDERS.items():
         makers[name] = cut(*values)
-    makers["EpochOrder"] = EpochOrder
     return makers
+
+
+def train_in_orders(
+    settings: dict[str, Any], n_tars: int, seeds: int, results: dict[str, Any], save: Any
+) -> None:
+    """Add the RSUM of each run that is not in the results yet, by tars, order and seed."""
+    store = EmbeddingStore(settings["data"]["embeddings"])
+    rows = by_topic(store, settings["student"]["text_encoder"])
+    tables = {AS_STORED: np.arange(len(rows)), "by topic": rows}
+    runs = list(itertools.product(range(seeds), tables, [ALL_PAIRS, *ORDERS]))
+    for seed, tars, order in track(runs, console=Console(stderr=True)):
+        by_seed = results.setdefault(tars, {}).setdefault(order, {})
+        # How the tars are cut means nothing to a permutation of all pairs.
+        if str(seed) in by_seed or (order, tars) == (ALL_PAIRS, "by topic"):
+            continue
+        run_settings = merge(settings, {"train": {"seed": seed}})
+        make_order = order_makers(n_tars, tables[tars])[order]
+        with tempfile.TemporaryDirectory() as folder:
+            by_seed[str(seed)] = rsum(run_settings, make_order, Path(folder) / "run")
+        save()
+
+
+def rsum_table(results: dict[str, Any]) -> Table:
+    """Means and deviations over the seeds, by order and tars."""
+    table = Table("order", *results, title="RSUM on val")
+    for order in [ALL_PAIRS, *ORDERS]:
+        cells = []
+        for by_order in results.values():
+            values = list(by_order.get(order, {}).values())
+            cells.append(mean_and_deviation(values) if values else "")
+        table.add_row(order, *cells)
+    return table
 
 
 @click.command()
@@ -179,7 +207,9 @@ def order_makers(n_tars: int, numbers: np.ndarray) -> dict[str, Any]:
 @click.option(
     "--set", "more", multiple=True, metavar="NAME=VALUE", help="Another setting, as of cusa-train."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="File of the figures, kept up to date."
+)
 def main(
     store: Path,
     image_encoder: str,
@@ -192,11 +222,6 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure what orders cost, and train on STORE in each."""
-    figures: dict[str, Any] = {"machine": machine()}
-    for streams, window in ((1, 8), (4, 4)):
-        name = f"a step of {streams} streams of {window} tars"
-        figures[name] = step_costs(cost_tars, steps, streams, window)
-    rows = by_site(EmbeddingStore(store), image_encoder)
     settings = {
         "student": {"image_encoder": image_encoder, "text_encoder": text_encoder},
         "data": {
@@ -208,26 +233,28 @@ def main(
         "loss": {"terms": TERMS["cusa"]},
     }
     settings = merge(settings, parse_settings(more))
-    tables = {"as stored": np.arange(len(rows)), "crawl": rows}
-    grid = [(tars, order) for tars in tables for order in order_makers(n_tars, rows)]
-    results: dict[str, dict[str, list[float]]] = {tars: {} for tars in tables}
-    with tempfile.TemporaryDirectory() as folder:
-        for tars, order in track(grid, console=Console(stderr=True)):
-            values = results[tars].setdefault(order, [])
-            for seed in range(seeds):
-                run_settings = merge(settings, {"train": {"seed": seed}})
-                make_order = order_makers(n_tars, tables[tars])[order]
-                run_dir = Path(folder) / f"{tars}-{order}-{seed}"
-                values.append(rsum(store, run_settings, make_order, run_dir))
-    figures["RSUM"] = results
-    table = Table("order", *results, title=f"RSUM on test, {seeds} seeds")
-    for order in results["crawl"]:
-        table.add_row(order, *[mean_and_deviation(values[order]) for values in results.values()])
-    Console().print(table)
-    text = json.dumps(figures, indent=1)
-    click.echo(text)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
+    figures: dict[str, Any] = {"machine": machine(), "settings": [*more, f"tars={n_tars}"]}
+    if out is not None and out.exists():
+        written = json.loads(out.read_text(encoding="utf-8"))
+        if written["settings"] != figures["settings"]:
+            raise click.UsageError(f"{out} was written with settings {written['settings']}")
+        figures = written
+
+    def save() -> None:
+        if out is not None:
+            new = out.with_suffix(".new")
+            new.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            new.replace(out)
+
+    for streams, window in ((1, 8), (4, 4)):
+        name = f"a step of {streams} streams of {window} tars"
+        if name not in figures:
+            figures[name] = step_costs(cost_tars, steps, streams, window)
+            save()
+    results = figures.setdefault("RSUM", {})
+    train_in_orders(settings, n_tars, seeds, results, save)
+    Console().print(rsum_table(results))
+    click.echo(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -27,12 +27,23 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Of one call, in all threads of this process."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def in_turns(
+    ways: dict[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[Callable[[], object]], float] = seconds,
+) -> dict[str, list[float]]:
     """Seconds of each way by round, after one to warm up; who goes first changes with the round."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, work in list(ways.items())[:: -1 if number % 2 else 1]:
-            taken = seconds(work)
+            taken = clock(work)
             if number:
                 found[name].append(taken)
     return found

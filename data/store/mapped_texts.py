@@ -11,7 +11,7 @@ import numpy as np
 
 from cusa.data.store.hdf5 import array_location, child_group, refuse
 from cusa.data.store.mapped_file import MappedFile
-from cusa.data.store.row_window import RowIndex, read_rows
+from cusa.data.store.row_window import RowIndex, indexed_rows, read_rows
 
 
 class Strings(Sequence[str]):
@@ -44,7 +44,21 @@ class Strings(Sequence[str]):
             IndexError: If a row is out of range, or ``row`` is something else.
             StoreError: If a text is damaged.
         """
+        if isinstance(row, np.ndarray) and row.ndim == 1 and len(row):
+            return self._texts(indexed_rows(row, len(self)))
         return read_rows(self._text, row, len(self))
+
+    def _texts(self, rows: np.ndarray) -> list[str]:
+        starts, stops = self._byte_offsets[rows], self._byte_offsets[rows + 1]
+        # A damaged text is named by the reader of single ones.
+        if (starts < 0).any() or (starts > stops).any() or (stops > len(self._text_bytes)).any():
+            return list(map(self._text, rows.tolist()))
+        content = memoryview(self._text_bytes)
+        bounds = zip(starts.tolist(), stops.tolist(), strict=True)
+        try:
+            return [str(content[start:stop], "utf-8") for start, stop in bounds]
+        except UnicodeDecodeError:
+            return list(map(self._text, rows.tolist()))
 
     def _text(self, row: int) -> str:
         # Offsets are checked here, as checking all of them would make opening a store slower.

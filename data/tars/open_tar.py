@@ -76,8 +76,12 @@ class OpenTar:
         """Return the rows of a teacher: float16 or float32 ``[n, dim]``, mapped, read-only."""
         return self._rows[teacher]
 
-    def image(self, row: int) -> tuple[Path, bytes]:
-        """Read the file of an image row: its path, as messages name it, and its bytes.
+    def image_path(self, row: int) -> Path:
+        """Return the path of an image row, as messages name it: the tar, and the path within it."""
+        return self._path / self._images[row]
+
+    def image(self, row: int) -> bytes:
+        """Read the file of an image row.
 
         Raises:
             TarError: If the tar cannot be read, or has become shorter.
@@ -90,7 +94,7 @@ class OpenTar:
             raise unreadable_tar(self._path, error) from None
         if len(content) < size:
             raise changed_tar(self._path)
-        return self._path / self._images[row], content
+        return content
 
 
 def mapped_rows(

@@ -127,11 +127,7 @@ def read_pairs(pairs_file: Path) -> PairFile:
     """
     seal = read_seal(pairs_file, PAIRS_FORMAT)
     if not seal_holds(pairs_file, PAIRS_FORMAT):
-        raise ChecksumError(
-            f"{pairs_file} is damaged: its checksum does not hold; move it away and run the "
-            "cusa-precompute command again",
-            path=pairs_file,
-        )
+        raise damaged_error(pairs_file)
     with open_sealed(pairs_file, PAIRS_FORMAT, seal) as content:
         pairs = PairFile(
             tar=text_attribute(content, "tar"),
@@ -151,6 +147,32 @@ def read_pairs(pairs_file: Path) -> PairFile:
         )
     _check(pairs, pairs_file)
     return pairs
+
+
+def read_tar_sha256(
+    pairs_file: Path,
+    seal: str,
+) -> str:
+    """Return the sha256 (hex) of the tar whose pairs a file holds, without reading its columns.
+
+    Args:
+        pairs_file: The file, whose bytes have been verified.
+        seal: The seal that it must carry.
+
+    Raises:
+        StoreError: If it is missing, or not the file with that seal.
+    """
+    with open_sealed(pairs_file, PAIRS_FORMAT, seal) as content:
+        return text_attribute(content, "tar_sha256")
+
+
+def damaged_error(path: Path) -> ChecksumError:
+    """Return the error of a tar's file of pairs or rows whose seal does not hold."""
+    return ChecksumError(
+        f"{path} is damaged: its checksum does not hold; move it away and run the "
+        "cusa-precompute command again",
+        path=path,
+    )
 
 
 def _read_left_out(group: h5py.Group) -> tuple[tuple[str, str], ...]:

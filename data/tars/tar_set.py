@@ -9,14 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from cusa.data.errors import StoreError
-from cusa.data.store.checksum import BLOCK, SHARD_FORMAT, ChecksumError, read_seal
+from cusa.data.store.checksum import BLOCK, SHARD_FORMAT, read_seal, seal_holds
 from cusa.data.store.hdf5 import refuse
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.schema import TeacherSettings, file_name
 from cusa.data.store.teacher_choice import pick_teacher
 from cusa.data.tars.named_files import NamedFiles
 from cusa.data.tars.open_tar import require_unchanged
-from cusa.data.tars.pair_files import PairFile, pairs_path, read_pairs
+from cusa.data.tars.pair_files import (
+    PAIRS_FORMAT,
+    PairFile,
+    damaged_error,
+    pairs_path,
+    read_pairs,
+    read_tar_sha256,
+)
 from cusa.data.tars.set_files import PAIRS_FOLDER
 
 # The name of the only split of a set, as other stores have several.
@@ -158,11 +165,14 @@ class TarSet(NamedFiles):
             StoreError: If a file is missing, damaged, or not the one that the manifest names.
             TarError: If the tar is missing, or not the one that its rows were made from.
         """
-        pairs = self.pairs(tar)
+        pairs_file, pairs_seal = self.pairs_path(tar), self.pairs_seal(tar)
+        self._require_intact(pairs_file, PAIRS_FORMAT, pairs_seal)
         for teacher in teachers:
-            self.rows(teacher, tar)
+            path, seal = self.rows_path(teacher, tar), self.rows_seal(teacher, tar)
+            self._require_intact(path, SHARD_FORMAT, seal)
         if needs_images:
-            require_unchanged(self.tar_path(tar), pairs.tar_bytes, pairs.tar_sha256)
+            tar_sha256 = read_tar_sha256(pairs_file, pairs_seal)
+            require_unchanged(self.tar_path(tar), self.tar_bytes(tar), tar_sha256)
 
     def pick_teacher(
         self,
@@ -213,12 +223,20 @@ class TarSet(NamedFiles):
         content = path.read_bytes()
         sealed_bytes = memoryview(content)[BLOCK:]
         if hashlib.sha256(sealed_bytes).hexdigest() != expected_seal:
-            raise ChecksumError(
-                f"{path} is damaged: its checksum does not hold; move it away and run the "
-                "cusa-precompute command again",
-                path=path,
-            )
+            raise damaged_error(path)
         return content
+
+    def _require_intact(
+        self,
+        path: Path,
+        file_format: str,
+        expected_seal: str,
+    ) -> None:
+        """Verify all bytes of a file, which must be the one that the manifest names."""
+        if read_seal(path, file_format) != expected_seal:
+            self._refuse_replaced(path)
+        if not seal_holds(path, file_format):
+            raise damaged_error(path)
 
     def _refuse_replaced(
         self,

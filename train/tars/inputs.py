@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,8 +116,9 @@ class TarFileInputs:
         """
         pixels: dict[int, torch.Tensor] = {}
         for in_tar in rows:
-            for position, row in _pairs(in_tar.positions, in_tar.image_rows):
-                path, content = in_tar.tar.image(row)
+            image_rows = in_tar.image_rows.tolist()
+            for position, row in zip(in_tar.positions.tolist(), image_rows, strict=True):
+                path, content = in_tar.tar.image_path(row), in_tar.tar.image(row)
                 pixels[position] = pixels_of_file(self.processors, path, content)
         in_order = map(pixels.__getitem__, range(len(pixels)))
         return torch.cat(list(in_order))
@@ -130,17 +131,11 @@ class TarFileInputs:
         normalize = normalizer(self.normalizer_name)
         captions: dict[int, str] = {}
         for in_tar in rows:
-            for position, row in _pairs(in_tar.positions, in_tar.caption_rows):
-                captions[position] = normalize(in_tar.tar.captions[row])
+            texts = in_tar.tar.captions[in_tar.caption_rows]
+            for position, text in zip(in_tar.positions.tolist(), texts, strict=True):
+                captions[position] = normalize(text)
         in_order = map(captions.__getitem__, range(len(captions)))
         return self.processors.tokens(list(in_order))
-
-
-def _pairs(
-    positions: np.ndarray,
-    rows: np.ndarray,
-) -> Iterator[tuple[int, int]]:
-    return zip(positions.tolist(), rows.tolist(), strict=True)
 
 
 def gathered_image_rows(
@@ -148,8 +143,10 @@ def gathered_image_rows(
     teacher: str,
 ) -> torch.Tensor:
     """Gather an image teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
-    blocks = [in_tar.tar.rows(teacher)[in_tar.image_rows] for in_tar in rows]
-    return _in_order(rows, blocks)
+    gathered = _empty_batch(rows, teacher)
+    for in_tar in rows:
+        gathered[in_tar.positions] = in_tar.tar.rows(teacher)[in_tar.image_rows]
+    return torch.from_numpy(gathered)
 
 
 def gathered_caption_rows(
@@ -157,17 +154,17 @@ def gathered_caption_rows(
     teacher: str,
 ) -> torch.Tensor:
     """Gather a text teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
-    blocks = [in_tar.tar.rows(teacher)[in_tar.caption_rows] for in_tar in rows]
-    return _in_order(rows, blocks)
+    gathered = _empty_batch(rows, teacher)
+    for in_tar in rows:
+        gathered[in_tar.positions] = in_tar.tar.rows(teacher)[in_tar.caption_rows]
+    return torch.from_numpy(gathered)
 
 
-def _in_order(
+def _empty_batch(
     rows: Sequence[TarRows],
-    blocks: Sequence[np.ndarray],
-) -> torch.Tensor:
-    """Put what was read tar by tar into the order of the batch."""
-    joined = np.concatenate(blocks)
-    positions = np.concatenate([in_tar.positions for in_tar in rows])
-    in_order = np.empty_like(joined)
-    in_order[positions] = joined
-    return torch.from_numpy(in_order)
+    teacher: str,
+) -> np.ndarray:
+    """Return room for a teacher's rows of a batch: ``[B, dim]`` in the stored dtype."""
+    stored = rows[0].tar.rows(teacher)
+    n_pairs = sum(len(in_tar.positions) for in_tar in rows)
+    return np.empty((n_pairs, stored.shape[1]), stored.dtype)
