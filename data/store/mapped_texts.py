@@ -53,7 +53,7 @@ class Strings(Sequence[str]):
         # A damaged text is named by the reader of single ones.
         if (starts < 0).any() or (starts > stops).any() or (stops > len(self._text_bytes)).any():
             return list(map(self._text, rows.tolist()))
-        content = memoryview(self._text_bytes)
+        content = self._text_bytes.data
         bounds = zip(starts.tolist(), stops.tolist(), strict=True)
         try:
             return [str(content[start:stop], "utf-8") for start, stop in bounds]
