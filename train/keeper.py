@@ -47,8 +47,8 @@ class RunKeeper:
         self._best_folder = setup.run_dir / BEST_FOLDER
         self._checkpoints = Checkpoints(setup.run_dir)
         self._log = MetricsLog(setup.run_dir)
-        device, n_processes = str(self._processes.device), self._processes.size
-        self._clock = SessionClock(setup.run_dir, device, n_processes)
+        device = str(self._processes.device)
+        self._clock = SessionClock(setup.run_dir, device, self._processes.size)
         self._saved_at = time.monotonic()
         self._lost_step = 0  # the step of a best student that could not be saved; 0: none
 

@@ -190,7 +190,7 @@ def data_notes(
         reason = "data.val_split is null"
         if given.data.val_split is not None:
             reason = f"{store.path} has no split {given.data.val_split!r}"
-        notes.append(f"no validation ({reason}): best/ holds the student of the last epoch")
+        notes.append(f"no validation ({reason}): best/ holds the newest student")
     if data.pairs_per_step < given.train.pairs_per_step:
         in_a_step = "all of them"
         if data.pairs_per_step < len(data.pairs):

@@ -32,9 +32,9 @@ _RETRIES = {
     },
 }
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 # The process whose threads obstore's are, once it has some.
 _process_of_threads: list[int] = []
-_STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class ObjectInfo:
 class RemoteFolder:
     """A prefix of a bucket in S3, Google Cloud Storage or Azure, or of what speaks their protocols.
 
-    obstore retries what is worth it: answers of 500 and more, and broken connections, of which it
-    reads the rest. Its threads do not survive a fork: once they are used, forked processes are
-    refused.
+    obstore repeats requests that may succeed later: those answered with 500 or more, and those
+    whose connection breaks, of which it fetches the rest. Its threads do not survive a fork: once
+    they are used, forked processes are refused.
 
     Args:
         scheme: ``"s3"``, ``"gs"`` or ``"az"``.

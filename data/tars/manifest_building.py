@@ -78,7 +78,8 @@ def build_manifest(
         read_entry = partial(_fetch_and_read_entry, files, teacher_names)
         entries = list(threads.map(read_entry, names))
 
-    _require_equal("captions", map(attrgetter("caption_rule"), entries), names, folder)
+    caption_rules = [entry.caption_rule for entry in entries]
+    _require_equal("captions", caption_rules, names, folder)
     teachers: dict[str, TarRows] = {}
     for teacher_name in teacher_names:
         shards = [entry.teachers[teacher_name] for entry in entries]
@@ -92,7 +93,7 @@ def build_manifest(
         names=names,
         counts=counts,
         is_complete=np.fromiter(map(attrgetter("is_complete"), entries), bool),
-        caption_rule=entries[0].caption_rule,
+        caption_rule=caption_rules[0],
         pair_seals=_seal_array(map(attrgetter("pair_seal"), entries)),
         teachers=teachers,
         image_root=origin.image_root,
@@ -144,7 +145,7 @@ def stored_modalities(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _ShardEntry:
-    """A teacher's rows for a tar."""
+    """A teacher's rows for a tar; attributes as in :class:`TarRows`."""
 
     settings: TeacherSettings
     seal: str
@@ -155,7 +156,7 @@ class _ShardEntry:
 
 @dataclass(frozen=True)
 class _TarEntry:
-    """A tar's entry in the manifest."""
+    """A tar's entry in the manifest; attributes as in :class:`Manifest`."""
 
     caption_rule: str
     is_complete: bool
@@ -202,11 +203,11 @@ def _read_entry(
                 name=teacher_name,
             )
         teachers[teacher_name] = _ShardEntry(
-            header.settings,
-            info.sha256,
-            info.offset,
-            len(info.skipped),
-            _untrainable_captions(header.settings.modality, info.skipped, pairs),
+            settings=header.settings,
+            seal=info.sha256,
+            offset=info.offset,
+            n_skipped=len(info.skipped),
+            untrainable=_untrainable_captions(header.settings.modality, info.skipped, pairs),
         )
     counts = {
         "n_images": len(pairs.keys),
@@ -231,15 +232,13 @@ def _untrainable_captions(
 
 def _require_equal(
     subject: str,
-    values: Iterable[str],
+    values: Sequence[str],
     names: Sequence[str],
     folder: Path,
 ) -> None:
     """Refuse a set whose tars were made with different settings."""
-    first_value = None
     for name, value in zip(names, values, strict=True):
-        first_value = first_value or value
-        if value != first_value:
+        if value != values[0]:
             raise StoreError(
                 f"{folder}: the {subject} of {name} were made with other settings than those of "
                 f"{names[0]}; move the files of one of them away and run cusa-precompute again",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 
@@ -33,7 +32,8 @@ class NamedFiles:
         self.image_root = image_root
         if image_root is None and self.manifest.image_root:
             self.image_root = Path(self.manifest.image_root)
-        self._number_of_tar = dict(zip(self.manifest.names, itertools.count(), strict=False))
+        names = self.manifest.names
+        self._number_of_tar = dict(zip(names, range(len(names)), strict=True))
 
     def tar_path(
         self,

@@ -107,9 +107,9 @@ def mapped_rows(
     Raises:
         StoreError: If the file is missing, or not the one that the manifest names.
     """
-    path, seal = tar_set.rows_path(teacher, tar), tar_set.rows_seal(teacher, tar)
-    location = tar_set.rows_location(teacher, tar)
-    return MappedFile(path, SHARD_FORMAT, seal).array(location)
+    seal = tar_set.rows_seal(teacher, tar)
+    file = MappedFile(tar_set.rows_path(teacher, tar), SHARD_FORMAT, seal)
+    return file.array(tar_set.rows_location(teacher, tar))
 
 
 def open_unchanged(

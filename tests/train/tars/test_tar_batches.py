@@ -124,10 +124,14 @@ def test_a_batch_read_by_another_process_needs_no_open_file(tar_set):
 
 
 @pytest.mark.parametrize("file", ["pairs/00003.h5", "eyes/00003.h5", "words/00003.h5"])
-def test_a_flipped_byte_is_named_before_a_batch_uses_it(tmp_path, tar_set, file):
+@pytest.mark.parametrize("place", ["version", "end"])
+def test_a_flipped_byte_is_named_before_a_batch_uses_it(tmp_path, tar_set, file, place):
     path = tmp_path / "set" / file
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    position = len(content) - 1
+    if place == "version":  # no checksum covers it, but the file's contents repeat it
+        position = content.index(b"2.1 sha256=") + len("2.")
+    content[position] ^= 1
     path.write_bytes(content)
     pairs = _pairs(tar_set)
     read = 0
