@@ -569,7 +569,7 @@ def test_mistakes_are_one_line(tmp_path):
         assert isinstance(no_teacher, StoreError)
         assert (no_teacher.path, no_teacher.name) == (index, "x")
     # 128 is the default, of 80 pairs.
-    assert run_failure("store", "inspect", index).name == "--batch-size"
+    assert run_failure("store", "inspect", index).name == "batch_size"
     run_error("store", "inspect", index, "--batch-size", 1)
     assert isinstance(run_failure("store", "inspect", tmp_path / "none.h5"), StoreError)
     for place in (index, tmp_path):  # the store itself, and a folder
