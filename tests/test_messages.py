@@ -154,10 +154,9 @@ def _count_wordings(tree, kinds):
 
 
 def test_tests_ask_for_the_kind_of_an_error_and_its_fields():
-    kinds = KINDS
     wordings = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        n_wordings = _count_wordings(ast.parse(path.read_text(encoding="utf-8")), kinds)
+        n_wordings = _count_wordings(ast.parse(path.read_text(encoding="utf-8")), KINDS)
         if n_wordings:
             wordings[path.relative_to(ROOT / "tests").as_posix()] = n_wordings
     assert wordings == {name: number for name, (number, _) in WORDED.items()}

@@ -521,7 +521,7 @@ def test_without_the_image_folder(tmp_path):
     assert "of its pictures could not be read" in out
     error = run_failure("store", "inspect", tmp_path / "store.h5", "--image-root", "/nowhere")
     assert isinstance(error, SettingError)
-    assert (error.path, error.name) == (Path("/nowhere"), "--image-root")
+    assert (error.path, error.name) == (Path("/nowhere"), "image_root")
 
 
 def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path):
@@ -575,7 +575,7 @@ def test_mistakes_are_one_line(tmp_path):
     for place in (index, tmp_path):  # the store itself, and a folder
         error = run_failure("store", "inspect", index, "--out", place)
         assert isinstance(error, SettingError)
-        assert (error.path, error.name) == (place, "--out")
+        assert (error.path, error.name) == (place, "out")
     assert not list(tmp_path.glob("*.html"))
 
 
