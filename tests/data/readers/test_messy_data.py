@@ -273,7 +273,7 @@ def test_a_row_of_datasets_that_cannot_be_read():
         (pandas.DataFrame([["a", "x"]]), "columns"),
         (
             pandas.DataFrame([["a", "x", "y"]], columns=["image", "text", "text"]),
-            "--caption-column",
+            "caption_column",
         ),
         ([{"image": "a", "caption": "\ud800"}], "caption"),
     ],
