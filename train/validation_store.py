@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cusa.data.errors import SettingError, StoreError
+from cusa.data.shell import flag_of
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
 from cusa.train.saving.provenance import StoredTeacher
@@ -67,7 +68,7 @@ def _refuse_what_needs_validation(config: Config, store: Store) -> None:
     """Refuse settings that mean nothing without a validation split."""
     for setting in ("patience", "validate_every"):
         if getattr(config.train, setting) is not None:
-            flag = "--" + setting.replace("_", "-")
+            flag = flag_of(setting)
             raise SettingError(
                 f"{flag} needs a validation split, and {store.path} has none to use; leave it "
                 "out, name a split with --set data.val_split=SPLIT, or another store with "

@@ -47,8 +47,10 @@ def _refuse_given(context: click.Context, names: Collection[str], subject: str) 
     for parameter in context.command.params:
         is_given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
         if is_given and parameter.name in names:
-            flag = parameter.opts[0]
-            raise SettingError(f"{flag} does not apply to {subject}; leave it out", name=flag)
+            raise SettingError(
+                f"{parameter.opts[0]} does not apply to {subject}; leave it out",
+                name=parameter.name,
+            )
 
 
 @command()

@@ -75,7 +75,7 @@ def verify(store_path: Path, repair: bool) -> None:
         raise SettingError(
             f"--repair does not apply to {location_text(store_path)}; delete the files that verify "
             "names, and run the cusa-precompute command again",
-            name="--repair",
+            name="repair",
         )
     is_set = holds_set(store_path)
     if is_set:

@@ -174,7 +174,7 @@ def _all_requests(
 
     if any(request.name == PAIRS_FOLDER for request in requests):
         message = f"teacher {PAIRS_FOLDER!r}: this is a folder of the set; pass another NAME=PATH"
-        raise SettingError(message, name=PAIRS_FOLDER)
+        raise SettingError(message, name="teacher")
 
     def modalities_with_teacher() -> list[str]:
         modalities: list[str] = []

@@ -63,7 +63,7 @@ def parse_teachers(given: Mapping[str, Any]) -> list[TeacherRequest]:
     if "pooling" in given and not any(request.kind == "vision" for request in requests):
         raise SettingError(
             "--pooling is for Hugging Face vision models, but no --teacher is one; leave it out",
-            name="--pooling",
+            name="pooling",
         )
     for request in requests:
         request.require_hub()
