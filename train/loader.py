@@ -348,9 +348,9 @@ class Sources(NamedTuple):
         return len(no_image) == self.split.n_images or len(no_text) == self.split.n_captions
 
 
-def next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
-    """Return the next batch, ``None`` at the end, and why it could not be read, empty if it was."""
+def next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, CusaError | None]:
+    """Return the next batch, ``None`` at the end, and why it could not be read, if it was not."""
     try:
-        return next(batches, None), ""
+        return next(batches, None), None
     except CusaError as error:
-        return None, str(error)
+        return None, error

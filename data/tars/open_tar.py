@@ -122,7 +122,8 @@ def open_unchanged(
         TarError: If it is missing, cannot be read, or has another length.
     """
     try:
-        file = os.open(path, os.O_RDONLY)
+        # Not to wait for the writer of a named pipe, which is then refused by its length.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise unreadable_tar(path, error) from None
     if os.fstat(file).st_size != n_bytes:

@@ -527,7 +527,7 @@ def test_an_image_that_vanished_is_named(pairs, tmp_path):
         for workers in (0, 1):
             assert run_fault(
                 "train", *args, "--workers", workers, "--run-dir", tmp_path / f"run{workers}"
-            ) == Fault(DataError)
+            ) == Fault(ImageError, image)
     finally:
         image.write_bytes(content)
 
