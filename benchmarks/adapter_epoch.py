@@ -33,7 +33,7 @@ from train_step import Paced
 
 from cusa.cli.console import quiet_libraries
 from cusa.eval.metrics.validation import validation_scores
-from cusa.train.config import build_config, merge
+from cusa.train.config_building import build_config, merge
 from cusa.train.encode_split import encode_split
 from cusa.train.loader import Batch
 from cusa.train.loss.config import TERMS

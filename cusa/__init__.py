@@ -7,11 +7,18 @@ The public names are imported from the subpackages on first use, so that ``impor
 """
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import lazy_loader
 
 __version__ = "0.1.0"
+
+# Python started in a copy of the repository imports this folder instead of what is installed. The
+# other subpackages then lie beside it.
+_folder = Path(__file__).parent
+if not (_folder / "data").is_dir():
+    __path__.append(str(_folder.parent))
 
 _public_object, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

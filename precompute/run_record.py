@@ -19,6 +19,11 @@ class RowCount:
     now: int
     total: int
 
+    @property
+    def finished(self) -> int:
+        """Return the rows that are finished."""
+        return self.before + self.now
+
 
 class RunRecord:
     """Keeps the events of a run (:class:`cusa.precompute.run_options.RunReporter`).
@@ -76,10 +81,10 @@ class RunRecord:
     def progress(self) -> str:
         """Describe how far the run got."""
         n_rows = 0
-        n_done = 0
+        n_finished = 0
         for count in self.counts.values():
             n_rows += count.total
-            n_done += count.before + count.now
+            n_finished += count.finished
         if not n_rows:
             return f"no {self.unit} were encoded yet"
-        return f"{n_done:,} of {n_rows:,} {self.unit} are encoded; finished shards are kept"
+        return f"{n_finished:,} of {n_rows:,} {self.unit} are encoded; finished shards are kept"

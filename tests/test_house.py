@@ -308,6 +308,17 @@ def test_an_installed_wheel_works_outside_the_repository(wheel, tmp_path):
     assert done.stdout.startswith(f"{cusa.__version__} True ['adapter'")
 
 
+def test_python_in_a_copy_of_the_repository_needs_no_editable_installation():
+    """There, the folder cusa shadows what pip has installed."""
+    code = (
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "import cusa.data.errors, cusa.hosts\n"
+        "from cusa import precompute, CusaError"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_commands_are_installed():
     for name in ("cusa-precompute", "cusa-train", "cusa-eval", "cusa-store"):
         command = Path(sys.executable).parent / name

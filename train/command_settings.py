@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import SettingError
-from cusa.train.config import (
+from cusa.train.config import Config
+from cusa.train.config_building import (
     SHORT,
-    Config,
     build_config,
     deciding,
     load_config_file,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import RunError, SettingError, StoreError
-from cusa.train.config import Config, OptimConfig, differing
+from cusa.train.config import Config, OptimConfig
+from cusa.train.config_building import differing
 from cusa.train.length import RunLength, Span, run_span, schedule_span
 from cusa.train.processes import Processes
 from cusa.train.saving.provenance import Beginning, Provenance

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cusa.train.config import SHORT, Config, by_full_name
+from cusa.train.config import Config
+from cusa.train.config_building import SHORT, by_full_name
 from cusa.train.preset_files import load_preset, presets
 from cusa.train.settings import legal_values, settings_schema
 

@@ -13,7 +13,7 @@ from typing import Any
 from cusa.data.errors import RunError, SettingError
 from cusa.data.files import atomic_file
 from cusa.data.store.schema import file_name
-from cusa.train.config import SHORT, merge, nest, parse_settings
+from cusa.train.config_building import SHORT, merge, nest, parse_settings
 from cusa.train.loss.config import TERMS
 from cusa.train.saving.run_dir import METRICS_FILE, load_run, read_metrics
 

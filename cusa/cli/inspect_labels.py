@@ -55,7 +55,7 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
     Batches are drawn as cusa-train draws them; no model is loaded.
     """
     from cusa.data.store.reader import EmbeddingStore
-    from cusa.screen.progress import StepTasks, progress
+    from cusa.screen.progress import StepTasks, progress_display
 
     # Report mistakes before torch is imported and the work begins.
     opened = EmbeddingStore(store_path)
@@ -66,7 +66,7 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
     from cusa.eval.inspection import soft_labels
     from cusa.eval.inspection.results import Settings, to_json
 
-    with progress(quiet=as_json) as progress_bar:
+    with progress_display(quiet=as_json) as progress_bar:
         steps = StepTasks(progress_bar, unit="steps")
         inspection = soft_labels.inspect(opened, Settings(**settings), steps.complete)
     if as_json:

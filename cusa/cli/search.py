@@ -43,7 +43,7 @@ def index(
     **settings: Any,
 ) -> None:
     """Index a folder of images, or a .txt file of one text per line, for cusa-eval search."""
-    from cusa.screen.progress import progress
+    from cusa.screen.progress import progress_display
 
     quiet_libraries()
     from cusa.eval.models.evaluated_models import latest_run
@@ -55,7 +55,7 @@ def index(
     student = load_student(run, pick_device(device))
     readers = workers or default_workers(inputs_are_stored=False)
     options = IndexOptions(**settings, workers=readers)
-    with progress() as progress_bar:
+    with progress_display() as progress_bar:
         task = progress_bar.add_task("index", total=None, unit="items")
 
         # The number of items is not known before the first of them is done.

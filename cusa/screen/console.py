@@ -24,7 +24,16 @@ def console(quiet: bool = False) -> Console:
 
 def print_plain(message: str, screen: Console | None = None) -> None:
     """Print text on stdout as it is, without markup, colours or added line breaks."""
-    (screen or console()).print(message, highlight=False, markup=False, soft_wrap=True)
+    if screen is None:
+        screen = console()
+    screen.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_labelled(screen: Console, label: str, message: str) -> None:
+    """Print a label, which may have markup, and a message, whose brackets are kept."""
+    from rich.markup import escape
+
+    screen.print(f"{label} {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def counted(number: int, unit: str) -> str:

@@ -53,8 +53,7 @@ def evaluate(
     given = checked(EvaluateOptions, options)
     _check_models(models, specs)
     from cusa.eval.evaluate import evaluate as evaluate_request
-    from cusa.screen.progress import StepTasks
-    from cusa.screen.progress import progress as progress_display
+    from cusa.screen.progress import StepTasks, progress_display
 
     request = _request(specs, given)
     with progress_display(quiet=not progress) as progress_bar:

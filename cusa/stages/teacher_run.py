@@ -48,11 +48,11 @@ def recorded(progress: bool, leads: bool) -> Iterator[RunRecord]:
         yield RunRecord()
         return
     from cusa.screen.console import console
-    from cusa.screen.precompute_progress import BarReporter
-    from cusa.screen.progress import progress as progress_display
+    from cusa.screen.precompute_progress import PrecomputeProgress
+    from cusa.screen.progress import progress_display
 
     with progress_display(quiet=not leads) as progress_bar:
-        yield BarReporter(progress_bar, console(quiet=not leads))
+        yield PrecomputeProgress(progress_bar, console(quiet=not leads))
 
 
 def parse_teachers(given: Mapping[str, Any]) -> list[TeacherRequest]:

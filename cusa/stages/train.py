@@ -132,8 +132,9 @@ def train_run(
     """
     from cusa.eval.metrics.validation import validation_scores
     from cusa.screen.console import console
-    from cusa.screen.progress import progress as progress_display
-    from cusa.screen.train_output import BarReporter, print_outcome, print_setup
+    from cusa.screen.progress import progress_display
+    from cusa.screen.train_output import print_outcome, print_setup
+    from cusa.screen.train_progress import TrainProgress
     from cusa.train.trainer import Trainer
 
     is_quiet = not (progress and processes.leads)
@@ -141,7 +142,7 @@ def train_run(
     screen = console(is_quiet)
     # If one process cannot set up, the others stop, too, instead of waiting for it.
     with processes.all_or_none():
-        shown_by = BarReporter(progress_bar) if progress else _WarningReporter()
+        shown_by = TrainProgress(progress_bar) if progress else _WarningReporter()
         reporters = _reporters(shown_by, config, processes)
         workers = _workers(config)
         trainer = Trainer(config, processes, workers, run_dir, resume, validation_scores)

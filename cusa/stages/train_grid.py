@@ -65,7 +65,7 @@ def train_grid(
     given.pop("resume", None)  # by itself
     with stop_signals() as check_stop:
         from cusa.train.command_settings import default_sweep_dir, flag_settings, new_settings
-        from cusa.train.config import merge
+        from cusa.train.config_building import merge
         from cusa.train.processes import Processes
         from cusa.train.sweep import parse_grid, summarize
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -128,6 +129,30 @@ def open_unchanged(
         os.close(file)
         raise changed_tar(path)
     return file
+
+
+def require_unchanged(
+    path: Path,
+    n_bytes: int,
+    sha256: str,
+) -> None:
+    """Refuse a tar that is not, byte by byte, the one that its rows were made from.
+
+    Args:
+        path: The tar.
+        n_bytes: Its length when its rows were made.
+        sha256: The sha256 (hex) of all of its bytes then.
+
+    Raises:
+        TarError: If it is missing, cannot be read, or is another one.
+    """
+    with os.fdopen(open_unchanged(path, n_bytes), "rb") as content:
+        try:
+            digest = hashlib.file_digest(content, "sha256")
+        except OSError as error:
+            raise unreadable_tar(path, error) from None
+    if digest.hexdigest() != sha256:
+        raise changed_tar(path)
 
 
 def unreadable_tar(

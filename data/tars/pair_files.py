@@ -149,6 +149,23 @@ def read_pairs(pairs_file: Path) -> PairFile:
     return pairs
 
 
+def read_tar_sha256(
+    pairs_file: Path,
+    seal: str,
+) -> str:
+    """Return the sha256 (hex) of the tar whose pairs a file holds, without reading its columns.
+
+    Args:
+        pairs_file: The file, whose bytes have been verified.
+        seal: The seal that it must carry.
+
+    Raises:
+        StoreError: If it is missing, or not the file with that seal.
+    """
+    with open_sealed(pairs_file, PAIRS_FORMAT, seal) as content:
+        return text_attribute(content, "tar_sha256")
+
+
 def damaged_error(path: Path) -> ChecksumError:
     """Return the error of a tar's file of pairs or rows whose seal does not hold."""
     return ChecksumError(

@@ -26,7 +26,7 @@ from cusa.eval.models.inputs import (
 )
 from cusa.eval.models.usable_rows import refuse_unusable
 from cusa.precompute.teachers.base import Teacher, weights_digest
-from cusa.train.config import deciding
+from cusa.train.config_building import deciding
 from cusa.train.encode_split import embed
 from cusa.train.saving.hub_student import local_student
 from cusa.train.saving.provenance import StoredTeacher

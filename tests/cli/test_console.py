@@ -8,7 +8,7 @@ import pytest
 
 from cusa.cli.console import one_line_errors
 from cusa.data.shell import shell_command
-from cusa.screen.progress import progress
+from cusa.screen.progress import progress_display
 from tests.helpers import make_pairs, make_tiny_vit, run_ok
 
 
@@ -78,7 +78,7 @@ def test_where_no_terminal_is_a_line_says_how_far_it_is_soon_then_every_half_min
     capsys,
 ):
     clock = Clock()
-    with progress(clock=clock) as bar:
+    with progress_display(clock=clock) as bar:
         task = bar.add_task("minilm train", total=4000, completed=1000)
         assert _lines(capsys) == ["minilm train"]
         for rows in range(1010, 4001, 10):  # 10 rows in half a second
@@ -97,7 +97,7 @@ def test_where_no_terminal_is_a_line_says_how_far_it_is_soon_then_every_half_min
 
 def test_the_rate_is_that_of_the_task_and_not_of_those_before_it(capsys):
     clock = Clock()
-    with progress(clock=clock) as bar:
+    with progress_display(clock=clock) as bar:
         first, second = (
             bar.add_task(name, total=100, unit="items") for name in ("first", "second")
         )
@@ -117,7 +117,7 @@ def test_the_rate_is_that_of_the_task_and_not_of_those_before_it(capsys):
 
 def test_a_task_whose_end_is_unknown_says_what_is_done(capsys):
     clock = Clock()
-    with progress(clock=clock) as bar:
+    with progress_display(clock=clock) as bar:
         loading = bar.add_task("unicom: loading", total=None)
         bar.remove_task(loading)
         index = bar.add_task("index", total=None, unit="items")
@@ -135,14 +135,14 @@ def test_a_task_whose_end_is_unknown_says_what_is_done(capsys):
 
 
 def test_a_quiet_process_shows_nothing(capsys):
-    with progress(quiet=True) as bar:
+    with progress_display(quiet=True) as bar:
         bar.advance(bar.add_task("rows", total=2), 2)
     assert _lines(capsys) == []
 
 
 def test_a_terminal_has_bars(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress() as bar:
+    with progress_display() as bar:
         bar.update(bar.add_task("rows", total=2), completed=2, status="a status")
     text = capsys.readouterr().err
     assert "━━━" in text

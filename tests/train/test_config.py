@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from cusa.data.errors import CusaError, FileFormatError, SettingError
-from cusa.train.config import (
-    Config,
+from cusa.train.config import Config
+from cusa.train.config_building import (
     build_config,
     differing,
     load_config_file,

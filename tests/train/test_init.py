@@ -11,7 +11,7 @@ import torch
 from cusa.data.errors import CusaError, RunError, SettingError, StudentError
 from cusa.data.records import Dataset
 from cusa.eval.metrics.validation import validation_scores
-from cusa.train.config import build_config
+from cusa.train.config_building import build_config
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.student_folder import load_saved

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cusa.train.config import build_config
+from cusa.train.config_building import build_config
 from cusa.train.preset_files import load_preset
 from cusa.train.schedule import learning_rate
 

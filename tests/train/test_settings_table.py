@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import cusa
-from cusa.train.config import Config, build_config, deciding, parse_settings
+from cusa.train.config import Config
+from cusa.train.config_building import build_config, deciding, parse_settings
 from cusa.train.preset_files import presets
 from cusa.train.settings_table import preset_settings, setting_rows, settings_page
 from tests.helpers import run_ok

@@ -17,7 +17,7 @@ import cusa
 from cusa.data.errors import DataError, RunError
 from cusa.eval.metrics.validation import validation_scores
 from cusa.train.commands import resume_command
-from cusa.train.config import build_config, merge
+from cusa.train.config_building import build_config, merge
 from cusa.train.loader import FileInputs
 from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cusa.train.config import build_config
+from cusa.train.config_building import build_config
 from cusa.train.loader import Batch
 from cusa.train.loss.config import TERMS
 from cusa.train.loss.cusa_loss import CUSALoss

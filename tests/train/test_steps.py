@@ -11,7 +11,7 @@ import torch
 
 from cusa.data.errors import RunError, SettingError
 from cusa.train.command_settings import Given, new_settings
-from cusa.train.config import build_config, override
+from cusa.train.config_building import build_config, override
 from cusa.train.length import RunLength, refuse_endless_warmup
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.run_progress import Progress, ProgressInEpochs

@@ -13,7 +13,7 @@ from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.assemble import resolve, validation_sources
-from cusa.train.config import build_config
+from cusa.train.config_building import build_config
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.run_progress import Progress
 from cusa.train.saving.student_folder import load_saved

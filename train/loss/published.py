@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import SettingError
-from cusa.train.config import load_config_file, merge, nest
+from cusa.train.config_building import load_config_file, merge, nest
 from cusa.train.loss.config import LossConfig, Term
 from cusa.train.settings import shortened, validate
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from cusa.data.errors import CusaError, RunError, SettingError
 from cusa.data.files import atomic_file
 from cusa.data.parsing import parse_json, read_json
-from cusa.train.config import Config, build_config, load_config_file, to_yaml
+from cusa.train.config import Config
+from cusa.train.config_building import build_config, load_config_file, to_yaml
 from cusa.train.saving.plain_values import checked, named_as_damaged
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_progress import Progress, ProgressInEpochs

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cusa.data.embeddings import Head
 from cusa.data.errors import RunError, StudentError
-from cusa.train.config import Config, build_config
+from cusa.train.config import Config
+from cusa.train.config_building import build_config
 from cusa.train.saving.plain_values import checked, named_as_damaged
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_progress import Count, Epochs

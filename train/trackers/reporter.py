@@ -20,7 +20,8 @@ import cusa
 from cusa.data.errors import FileFormatError, SettingError, first_line
 from cusa.data.files import atomic_file
 from cusa.data.parsing import read_json
-from cusa.train.config import TrackerName, by_full_name
+from cusa.train.config import TrackerName
+from cusa.train.config_building import by_full_name
 from cusa.train.length import RunLength
 from cusa.train.reporter import Outcome
 from cusa.train.saving.run_progress import Progress

@@ -35,7 +35,8 @@ from cusa.hosts.open_clip.model import (
 )
 from cusa.hosts.open_clip.tokens import labelled_tokens
 from cusa.hosts.pairs import SplitTeachers
-from cusa.train.config import Config, build_config, parse_settings
+from cusa.train.config import Config
+from cusa.train.config_building import build_config, parse_settings
 from cusa.train.loss.config import LossConfig
 
 _TABLE_SUFFIXES = (".csv", ".tsv")

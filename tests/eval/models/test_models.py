@@ -28,7 +28,7 @@ from cusa.eval.models.any_model import load_encoder
 from cusa.eval.models.batched import encode_images, encode_texts
 from cusa.eval.models.devices import one_at_a_time
 from cusa.eval.models.student import load_student
-from cusa.train.config import build_config
+from cusa.train.config_building import build_config
 from cusa.train.saving.export import export_hf, export_sentence_transformers
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import Checkpoints

@@ -28,7 +28,7 @@ from cusa.eval.search.index_folder import IndexSummary, Skipped, latest_index
 from cusa.eval.search.search import Answer, Hit, answer, write_contact_sheet
 from cusa.eval.search.search_index import SearchIndex
 from cusa.eval.search.sources import read_texts
-from cusa.train.config import build_config
+from cusa.train.config_building import build_config
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, save_student
 from cusa.train.student import dual_encoder_student

@@ -18,7 +18,7 @@ import torch
 
 from cusa.eval.models.any_model import load_encoder
 from cusa.eval.models.student import load_student
-from cusa.train.config import build_config
+from cusa.train.config_building import build_config
 from cusa.train.saving.export import export_hf, export_sentence_transformers
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.student_folder import (

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from cusa.train.command_settings import Given, new_settings
-from cusa.train.config import Config, build_config, parse_settings
+from cusa.train.config import Config
+from cusa.train.config_building import build_config, parse_settings
 from cusa.train.preset_files import load_preset
 from cusa.train.sweep import parse_grid
 from tests.fuzz.harness import Target

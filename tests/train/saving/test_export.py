@@ -18,7 +18,7 @@ from cusa.data.captions import normalize_caption
 from cusa.data.errors import CusaError, RunError, SettingError, StudentError
 from cusa.data.images import load_image
 from cusa.eval.models.student import StudentEncoder, load_student
-from cusa.train.config import build_config
+from cusa.train.config_building import build_config
 from cusa.train.saving import export as exports
 from cusa.train.saving import sentence_transformers_modules as modules
 from cusa.train.saving.export import export, export_hf, export_sentence_transformers

@@ -115,15 +115,17 @@ def test_tars_that_moved_are_found_by_their_folder(folder, tmp_path):
     run_ok("train", *arguments, "--image-root", tmp_path / "moved")
 
 
-@pytest.mark.parametrize("change", ["longer", "missing"])
+@pytest.mark.parametrize("change", ["longer", "missing", "other bytes"])
 def test_a_changed_tar_stops_a_run_which_goes_on_when_the_tar_is_back(folder, tmp_path, change):
     tars = _make_set(tmp_path)
     make_tiny_clip(tmp_path / "clip")
     content = tars[3].read_bytes()
     if change == "longer":
         tars[3].write_bytes(content + bytes(512))
-    else:
+    elif change == "missing":
         tars[3].unlink()
+    else:
+        tars[3].write_bytes(content.replace(b"picture number", b"another number"))
     arguments = (*_options(tmp_path, "clip"), "--workers", 1, "--run-dir", tmp_path / "run")
     assert isinstance(run_failure("train", *arguments), DataError)
     tars[3].write_bytes(content)

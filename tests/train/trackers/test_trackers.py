@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from cusa.data.errors import CusaError, SettingError, Stopped
-from cusa.train.config import build_config, load_config_file
+from cusa.train.config_building import build_config, load_config_file
 from cusa.train.reporter import report_end
 from cusa.train.saving.run_dir import read_metrics
 from cusa.train.saving.student_folder import WEIGHTS_FILE

@@ -1,0 +1,250 @@
+"""Settings from presets, files and ``--set``, laid over each other, and what two runs differ in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cusa.data.errors import FileFormatError, SettingError
+from cusa.data.yaml_files import parse_yaml, read_yaml
+from cusa.train.config import Config
+from cusa.train.settings import shortened, validate
+
+_MOST_BYTES = 1_000_000  # in a file of settings
+_MOST_DOTS = 8  # in a setting's full name; no setting has as many
+
+# Short names of settings, for options and for the axes of a sweep. A loss is named by its key in
+# TERMS.
+SHORT = {
+    "loss": "loss.terms",
+    "seed": "train.seed",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "warmup": "optim.warmup_epochs",
+    "epochs": "train.epochs",
+    "steps": "train.steps",
+    "batch_size": "train.batch_size",
+    "student": "student.name",
+    "init": "student.init",
+    "image_teacher": "data.image_teacher",
+    "text_teacher": "data.text_teacher",
+    "image_encoder": "student.image_encoder",
+    "text_encoder": "student.text_encoder",
+}
+
+
+def load_config_file(path: Path) -> dict[str, Any]:
+    """Read a YAML file's settings, nested.
+
+    Raises:
+        FileFormatError: If the file is missing, larger than 1 MB, or not a YAML mapping.
+    """
+    if path.is_file() and path.stat().st_size > _MOST_BYTES:
+        raise FileFormatError(
+            f"{path} is too large for a file of settings; pass another",
+            path=path,
+        )
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise FileFormatError(
+            f"{path} holds no settings; expected sections such as 'train:' with settings below, "
+            "as in runs/*/config.yaml",
+            path=path,
+        )
+    return content
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Override the settings of ``base`` with those of ``over``, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        base_value = merged.get(key)
+        if isinstance(base_value, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(base_value, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+# Lengths that can be given in epochs or in steps, and their values where they are not given.
+_IN_TWO_UNITS = (
+    ("train", {"epochs": None, "steps": None}),
+    ("optim", {"warmup_epochs": 0.0, "warmup_steps": None}),
+    ("optim", {"schedule_epochs": None, "schedule_steps": None}),
+)
+
+
+def override(
+    base: Mapping[str, Any],
+    over: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Merge settings over weaker ones; a length replaces the same length in the other unit."""
+    merged = merge(base, over)
+    for section, lengths in _IN_TWO_UNITS:
+        given = over.get(section)
+        if not isinstance(given, Mapping):
+            continue
+        replaced = {name: none for name, none in lengths.items() if name not in given}
+        if any(given.get(name) is not None for name in lengths):
+            merged = merge(merged, {section: replaced})
+    return merged
+
+
+def refuse_hidden(
+    under: Mapping[str, Any],
+    over: Mapping[str, Any],
+    prefix: str = "",
+) -> None:
+    """Refuse settings that give a value where others have a section: merging would drop the value.
+
+    Args:
+        under: Nested settings.
+        over: Nested settings to be merged over them.
+        prefix: Full name of the section that both are in, with a dot behind it.
+
+    Raises:
+        SettingError: If there is such a value; ``name`` is its full name.
+    """
+    for name, value in over.items():
+        hidden = under.get(name)
+        if not isinstance(value, Mapping) or hidden is None:
+            continue
+        if not isinstance(hidden, Mapping):
+            full_name = f"{prefix}{name}"
+            value_text = shortened(repr(hidden))
+            raise SettingError(
+                f"setting {full_name} must be settings below it, got {value_text}", name=full_name
+            )
+        refuse_hidden(hidden, value, f"{prefix}{name}.")
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``["loss.alpha=0.2", ...]`` as nested settings; values are YAML.
+
+    Raises:
+        SettingError: If a pair is not ``section.name=value``, or one gives a value to what is a
+            section in another.
+    """
+    nested: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, raw = pair.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise SettingError(
+                f"--set {shortened(pair)}: expected NAME=VALUE, e.g. loss.alpha=0.2",
+                name=name,
+            )
+        try:
+            value = parse_yaml(raw, f"--set {shortened(pair)}")
+        except FileFormatError as error:
+            raise SettingError(str(error), name=name) from None
+        refuse_hidden(nested, nest(name, value))
+        nested = merge(nested, nest(name, value))
+    return nested
+
+
+def nest(name: str, value: Any) -> dict[str, Any]:
+    """Nest a value under a setting's full name: ``{"loss": {"alpha": 0.2}}``.
+
+    Raises:
+        SettingError: If the name has more sections than any setting.
+    """
+    if name.count(".") >= _MOST_DOTS:
+        raise SettingError(
+            f"unknown setting {shortened(name)}; expected one such as loss.tau.init",
+            name=name,
+        )
+    for section in reversed(name.split(".")):
+        value = {section: value}
+    return value
+
+
+def build_config(settings: Mapping[str, Any]) -> Config:
+    """Check nested settings and freeze them.
+
+    Raises:
+        SettingError: If a name is unknown or a value illegal; the message says what is legal, and
+            ``name`` is the setting's full name.
+    """
+    return validate(Config, override(dataclasses.asdict(Config()), _with_report_to(settings)))
+
+
+def _with_report_to(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read ``train.tensorboard``, which the settings of earlier runs have, as ``report_to``.
+
+    Trackers that are named as well take precedence.
+    """
+    train = settings.get("train")
+    if not isinstance(train, Mapping) or "tensorboard" not in train:
+        return settings
+    train = dict(train)
+    if train.pop("tensorboard"):
+        train.setdefault("report_to", ["tensorboard"])
+    return {**settings, "train": train}
+
+
+def to_yaml(config: Config) -> str:
+    """Write the settings as a file that ``--config`` reads."""
+    plain = dataclasses.asdict(config)
+    plain["loss"]["terms"] = list(plain["loss"]["terms"])
+    plain["train"]["report_to"] = list(plain["train"]["report_to"])
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+# Settings that may change when a run resumes: paths, devices, logging. All others decide what the
+# run computes.
+_FREE = {
+    "data.embeddings",
+    "data.val_embeddings",
+    "data.image_root",
+    "data.val_image_root",
+    "train.device",
+    "train.workers",
+    "train.worker_start",
+    "train.log_every",
+    "train.checkpoint_steps",
+    "train.checkpoint_minutes",
+    "train.patience",
+    "train.report_to",
+    "train.project",
+    "train.micro_batch",  # changes rounding and dropout masks, but so does the device
+}
+
+
+def differing(a: Config, b: Config) -> list[str]:
+    """List the settings that decide what a run computes and that differ, each with both values."""
+    values_of_b = deciding(b)
+    differences = []
+    for name, value in deciding(a).items():
+        if value != values_of_b[name]:
+            differences.append(f"{name} ({value!r} / {values_of_b[name]!r})")
+    return differences
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """Return the settings that decide what a run computes, by their full names; lists for tuples.
+
+    So they are equal to what is read from a JSON file of them.
+    """
+    values: dict[str, Any] = {}
+    for name, value in by_full_name(dataclasses.asdict(config)).items():
+        if name not in _FREE:
+            values[name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def by_full_name(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by their full names, such as ``"loss.alpha"``."""
+    return dict(_by_full_name(nested, ""))
+
+
+def _by_full_name(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, nested in value.items():
+        yield from _by_full_name(nested, f"{name}.{key}" if name else key)
