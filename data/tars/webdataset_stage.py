@@ -72,9 +72,12 @@ def with_teachers(
     }
 
     def add_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
-        read = lru_cache(_TARS_IN_MEMORY)(lambda tar: _read_tar(tar_set, tar, chosen))
+        @lru_cache(_TARS_IN_MEMORY)
+        def read(url: str) -> _LoadedTar:
+            return _read_tar(tar_set, _tar_of_url(url), chosen)
+
         for sample in samples:
-            rows = read(_tar_of_url(sample["__url__"]))
+            rows = read(sample["__url__"])
             teacher_rows = _rows_of_sample(rows, sample, chosen)
             if teacher_rows is not None:
                 yield {**sample, **teacher_rows}
