@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cusa.data.errors import DataError, RunError, StudentError
+from cusa.data.objects.folder import absolute_location
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
 from cusa.train.loader import FileInputs, Sources, StoredInputs
@@ -100,10 +101,11 @@ def _with_names(
 def _with_absolute_paths(data: DataConfig) -> DataConfig:
     return replace(
         data,
-        embeddings=_absolute(data.embeddings),
+        embeddings=absolute_location(data.embeddings),
         val_embeddings=data.val_embeddings and _absolute(data.val_embeddings),
-        image_root=data.image_root and _absolute(data.image_root),
+        image_root=data.image_root and absolute_location(data.image_root),
         val_image_root=data.val_image_root and _absolute(data.val_image_root),
+        cache=data.cache and _absolute(data.cache),
     )
 
 

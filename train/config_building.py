@@ -202,6 +202,8 @@ _FREE = {
     "data.val_embeddings",
     "data.image_root",
     "data.val_image_root",
+    "data.cache",
+    "data.cache_gb",
     "train.device",
     "train.workers",
     "train.worker_start",

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from cusa.data.errors import SettingError
+from cusa.data.objects.folder import location_text
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.tars.order import SetOrder
 from cusa.data.tars.tar_set import TarSet
@@ -70,6 +71,11 @@ class TrainingData:
         if self.supply is not None:
             return self.supply.read(pool, self.order)
         return pool.read(self.order)
+
+    def close(self) -> None:
+        """Drop what was copied to read batches from; none are read any more."""
+        if self.supply is not None:
+            self.supply.close()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -189,7 +195,7 @@ def data_notes(
     if data.val_sources is None:
         reason = "data.val_split is null"
         if given.data.val_split is not None:
-            reason = f"{store.path} has no split {given.data.val_split!r}"
+            reason = f"{location_text(store.path)} has no split {given.data.val_split!r}"
         notes.append(f"no validation ({reason}): best/ holds the newest student")
     if data.pairs_per_step < given.train.pairs_per_step:
         in_a_step = "all of them"

@@ -147,7 +147,7 @@ def train_run(
         workers = _workers(config)
         trainer = Trainer(config, processes, workers, run_dir, resume, validation_scores)
     print_setup(screen, trainer)
-    with progress_bar:
+    with closing(trainer.setup.data), progress_bar:
         try:
             trainer.fit(reporters, check_stop)
         except Stopped as stopped:

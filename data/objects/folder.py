@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cusa.data.errors import ObjectError
+from cusa.data.files import atomic_file
 
 if TYPE_CHECKING:
     from cusa.data.objects.remote import RemoteFolder
@@ -15,6 +17,53 @@ if TYPE_CHECKING:
 # pathlib writes s3://bucket as s3:/bucket.
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}([^/]*)/*(.*)", re.DOTALL)
 _SCHEMES = ("s3", "gs", "az")
+
+
+class Folder(Protocol):
+    """A folder whose files are brought to this machine."""
+
+    def fetch(
+        self,
+        object_name: str,
+        target: Path,
+    ) -> None:
+        """Write a file of the folder to a path of this machine, whole or not at all.
+
+        Raises:
+            ObjectError: If an object store does not give it.
+            OSError: If this machine does not give it, or the target cannot be written.
+        """
+
+
+class LocalFolder:
+    """A folder of this machine, such as one on a disk in the network.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+    ) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self._path)
+
+    def fetch(
+        self,
+        object_name: str,
+        target: Path,
+    ) -> None:
+        """Copy a file, whole or not at all.
+
+        Raises:
+            OSError: If it cannot be read, or the target cannot be written.
+        """
+        with atomic_file(target) as temporary:
+            shutil.copyfile(self._path / object_name, temporary)
 
 
 def is_remote(location: str | Path) -> bool:
@@ -28,6 +77,13 @@ def location_text(location: str | Path) -> str:
     if url is None:
         return os.fspath(location)
     return _join_url(*url)
+
+
+def absolute_location(location: str | Path) -> str:
+    """Return a URL as users write it, or the absolute path of a path of this machine."""
+    if is_remote(location):
+        return location_text(location)
+    return str(Path(location).absolute())
 
 
 def split_file(location: str | Path) -> tuple[str, str]:
@@ -59,6 +115,17 @@ def open_folder(location: str | Path) -> RemoteFolder:
 
     scheme, bucket, prefix = url
     return RemoteFolder(scheme, bucket, prefix, _join_url(scheme, bucket, prefix))
+
+
+def folder_at(location: str | Path) -> Folder:
+    """Open a folder of an object store, or one of this machine.
+
+    Raises:
+        ObjectError: As of :func:`open_folder`.
+    """
+    if is_remote(location):
+        return open_folder(location)
+    return LocalFolder(Path(location))
 
 
 def _split_url(location: str | Path) -> tuple[str, str, str] | None:

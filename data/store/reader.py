@@ -188,7 +188,7 @@ class EmbeddingStore:
         Raises:
             StoreError: If there is no such teacher, or several and no name.
         """
-        return pick_teacher(self.path, self.teachers, modality, name, flag)
+        return pick_teacher(str(self.path), self.teachers, modality, name, flag)
 
     def skipped(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of a split that any teacher skipped, as unreadable or empty.

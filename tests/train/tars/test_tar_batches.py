@@ -61,7 +61,7 @@ def test_every_part_of_a_pair_is_of_the_same_image_and_caption(tar_set):
 
 
 def _supply(tar_set, pairs, n_ahead=2):
-    place = InPlace(tar_set, pairs.teachers_in_use, pairs.reads_images)
+    place = InPlace(tar_set, pairs.teachers_read, pairs.reads_images)
     return TarSupply(pairs, tar_set.manifest.names, place, n_ahead)
 
 
@@ -87,6 +87,8 @@ def test_batches_are_equal_for_any_number_of_workers(tar_set):
 
 class Ledger:
     """A place that keeps what it was asked for, and that each tar is there when it is needed."""
+
+    n_threads = 1
 
     def __init__(self):
         self.there = set()
