@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,25 @@ def main() -> None:
 @STORE_ARGUMENT
 @JSON_OPTION
 def info(store_path: Path, as_json: bool) -> None:
-    """Print splits, teachers, rows, sizes, norms and provenance."""
-    from cusa.data.store.summary import summarize
+    """Print splits, teachers, rows, sizes, norms and provenance.
 
-    summary = summarize(store_path)
+    STORE is the index of a store, or the folder of a set of tars, also as s3://BUCKET/PREFIX; of a
+    set, the tars that are missing are named.
+    """
+    from cusa.data.store.summary import summarize
+    from cusa.data.tars.summary import summarize_set
+    from cusa.data.tars.verify import holds_set
+
+    is_set = holds_set(store_path)
+    summary = summarize_set(store_path) if is_set else summarize(store_path)
     if as_json:
         click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
-    else:
-        from cusa.cli.store_output import print_summary
+        return
+    from cusa.cli.store_output import print_set_summary, print_summary
 
+    if is_set:
+        print_set_summary(summary)
+    else:
         print_summary(store_path, summary)
 
 
@@ -238,19 +249,32 @@ def merge(store_path: Path, part_paths: tuple[Path, ...]) -> None:
 
 @command()
 @click.argument("folder", metavar="SET", type=PATH)
-def index(folder: Path) -> None:
+@click.option(
+    "--dataset",
+    multiple=True,
+    metavar="TARS",
+    help="The tars of the set, if they were moved; tars without rows are named, too.",
+)
+def index(folder: Path, dataset: tuple[str, ...]) -> None:
     """Write the manifest of SET, a folder or s3:// prefix of WebDataset tars' rows, from its files.
 
     For job arrays, whose last job cannot know that it is the last; run it again after tars were
     added. Every file is verified.
     """
-    from cusa.cli.tars_output import print_manifest
+    from cusa.cli.tars_output import print_manifest, print_missing
     from cusa.data.tars.manifest import write_manifest
     from cusa.data.tars.manifest_building import build_manifest
+    from cusa.data.tars.origin import record_origin
+    from cusa.data.tars.paths import common_folder, expand_tars
 
+    tars = expand_tars(dataset) if dataset else []
     manifest = build_manifest(folder)
+    if tars:
+        image_root = record_origin(folder, common_folder(tars), {}).image_root
+        manifest = replace(manifest, image_root=image_root)
     write_manifest(folder, manifest)
     print_manifest(folder, manifest)
+    print_missing(tars, manifest)
 
 
 for subcommand in (audit, export, import_, index, info, inspect, merge, pull, push, verify):

@@ -82,7 +82,7 @@ def precompute_tars(
     given = checked(TarOptions, options)
     tars = expand_tars(_tar_names(dataset))
     chosen_tars = tars_in_range(tars, given.get("tars"))
-    policy = _policy(given)
+    policy = _policy(given, tars)
     folder = _set_folder(tars, given)
     processes = connect()
     with (
@@ -124,16 +124,16 @@ def _tar_names(dataset: Any) -> tuple[str, ...]:
         ) from None
 
 
-def _policy(given: Mapping[str, Any]) -> TarPolicy:
+def _policy(given: Mapping[str, Any], tars: Sequence[Path]) -> TarPolicy:
     """Return what is done with the tars; a wrong caption rule is refused."""
     from cusa.data.tars.pairs import TEXT_CAPTIONS, caption_reader
-    from cusa.data.tars.paths import is_share
+    from cusa.data.tars.paths import common_folder, is_share
     from cusa.precompute.tars.maker import TarPolicy
 
     caption_rule = given.get("caption", TEXT_CAPTIONS)
     caption_reader(caption_rule)
     on_tar = given.get("on_tar", "fail")
-    return TarPolicy(caption_rule, on_tar, is_share(given.get("tars")))
+    return TarPolicy(caption_rule, on_tar, is_share(given.get("tars")), common_folder(tars))
 
 
 def _set_folder(tars: Sequence[Path], given: Mapping[str, Any]) -> Path:

@@ -69,7 +69,7 @@ class EmbeddingStore:
         if self.path.is_dir():
             raise StoreError(
                 f"{path} is a folder, and a store is a file NAME.h5; pass that (a set of tars is a "
-                "folder, but it can only be trained on, verified and indexed)",
+                "folder, but this command takes stores alone)",
                 path=self.path,
             )
         self._seal = read_seal(self.path, INDEX_FORMAT)

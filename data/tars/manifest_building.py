@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -14,42 +14,12 @@ import numpy as np
 from cusa.data.errors import StoreError
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import read_shard
-from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows, read_manifest
+from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows
+from cusa.data.tars.origin import SetOrigin
 from cusa.data.tars.pair_files import PairFile, pairs_path, read_pairs
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 
 _THREADS = 4
-
-
-@dataclass(frozen=True)
-class SetOrigin:
-    """What a set was made from, which no file of a tar says.
-
-    Attributes:
-        image_root: The folder of the tars, absolute; empty if it is not known.
-        sources: Where each teacher's model was loaded from, by the teacher's name.
-    """
-
-    image_root: str = ""
-    sources: Mapping[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def recorded(location: str | Path) -> SetOrigin:
-        """Return what the manifest of a set says, or nothing if there is no whole one."""
-        try:
-            manifest = read_manifest(location)
-        except StoreError:
-            return SetOrigin()
-        sources = {name: rows.source for name, rows in manifest.teachers.items()}
-        return SetOrigin(manifest.image_root, sources)
-
-    def updated(
-        self,
-        image_root: str,
-        sources: Mapping[str, str],
-    ) -> SetOrigin:
-        """Return the origin with what is known now; an empty folder leaves that known before."""
-        return SetOrigin(image_root or self.image_root, {**self.sources, **sources})
 
 
 def build_manifest(
@@ -61,7 +31,7 @@ def build_manifest(
     Args:
         location: Path or URL of the folder of the set. Of an object store, the files of some tars
             are fetched at a time.
-        origin: What the set was made from; ``None``: as an earlier manifest says.
+        origin: What the set was made from; ``None``: as the set says.
 
     Raises:
         StoreError: If there is no tar, a file is damaged, a teacher lacks a tar's rows, or tars

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cusa.data.files import sweep_dead
 from cusa.data.store.schema import file_name
 from cusa.data.tars.manifest import Manifest, write_manifest
-from cusa.data.tars.manifest_building import SetOrigin, build_manifest
+from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.origin import record_origin
 from cusa.data.tars.pairs import TarPairs
-from cusa.data.tars.paths import common_folder
 from cusa.data.tars.set_files import PAIRS_FOLDER
 from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
@@ -86,8 +86,11 @@ class TarRun:
                 self._check_stop,
             )
             numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
+            if self._processes.leads:
+                # Before anything is made, so that whatever is finished can be trained on in place.
+                record_origin(self._workplace.location, self._policy.image_root, maker.sources)
             self._make([self._tars[number] for number in numbers], maker)
-            return self._finish(maker.sources)
+            return self._finish()
 
     def _find_pending(self) -> list[int]:
         """Return the numbers of the tars that are not finished; only the leading process looks.
@@ -143,15 +146,8 @@ class TarRun:
         n_done = self._processes.add("tars", n_tars)
         self._reporter.advanced(*_BAR, n_done, "")
 
-    def _finish(
-        self,
-        sources: Mapping[str, str],
-    ) -> Manifest | None:
-        """Wait for all processes, and let the leading one write the manifest.
-
-        Args:
-            sources: Where each teacher was loaded from, by its name.
-        """
+    def _finish(self) -> Manifest | None:
+        """Wait for all processes, and let the leading one write the manifest."""
         if not self._processes.leads:
             self._processes.tell(f"done-{self._processes.rank}", True)
             return None
@@ -160,7 +156,6 @@ class TarRun:
         if self._policy.is_share:
             return None
         location = self._workplace.location
-        origin = SetOrigin.recorded(location).updated(common_folder(self._tars), sources)
-        manifest = build_manifest(location, origin)
+        manifest = build_manifest(location)
         write_manifest(location, manifest)
         return manifest

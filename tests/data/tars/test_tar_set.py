@@ -7,7 +7,8 @@ from cusa.data.errors import StoreError
 from cusa.data.records import fingerprint
 from cusa.data.store.checksum import ChecksumError
 from cusa.data.tars.manifest import MANIFEST, read_manifest, write_manifest
-from cusa.data.tars.manifest_building import SetOrigin, build_manifest
+from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.origin import SetOrigin
 from cusa.data.tars.pair_files import pairs_path, read_pairs, write_pairs
 from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.samples import TarError

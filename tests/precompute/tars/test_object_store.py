@@ -67,7 +67,7 @@ def stored(server, prefix="a set+é/"):
     return {
         key.removeprefix(prefix): content
         for key, content in server.objects.items()
-        if key.startswith(prefix) and not key.endswith("/set.h5")
+        if key.startswith(prefix) and key.endswith(".h5") and not key.endswith("/set.h5")
     }
 
 
@@ -77,9 +77,10 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
     assert stored(server) == expected
     assert server.counts("cc/") == {"GET": N_TARS}
     counts = server.counts()
-    # Each file is read once more for the manifest, and once an earlier manifest is looked for.
-    assert counts["GET"] == N_TARS * (1 + FILES_OF_TAR) + 1
-    assert counts["PUT"] == N_TARS * FILES_OF_TAR + 1
+    # Each file is read once more for the manifest. The set's origin and an earlier manifest are
+    # looked for at first, and the origin once more for the manifest.
+    assert counts["GET"] == N_TARS * (1 + FILES_OF_TAR) + 3
+    assert counts["PUT"] == N_TARS * FILES_OF_TAR + 2
     assert set(counts) == {"GET", "PUT", "LIST"}
     for tar in range(N_TARS):
         puts = [key for method, key in server.log if method == "PUT" and f"{tar:05d}" in key]
