@@ -76,18 +76,22 @@ class TarRun:
             CusaError: If the folder holds other settings, or an item or a teacher fails.
         """
         with announced_failure(self._processes):
-            maker = TarMaker(
-                self._requests,
-                self._options,
-                self._policy,
-                self._workplace,
-                self._processes,
-                self._reporter,
-                self._check_stop,
-            )
-            numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
-            self._make([self._tars[number] for number in numbers], maker)
-            return self._finish(maker.sources)
+            return self._finish(self._make_missing())
+
+    def _make_missing(self) -> Mapping[str, str]:
+        """Make the rows of tars that are not finished; return each teacher's source by its name."""
+        maker = TarMaker(
+            self._requests,
+            self._options,
+            self._policy,
+            self._workplace,
+            self._processes,
+            self._reporter,
+            self._check_stop,
+        )
+        numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
+        self._make([self._tars[number] for number in numbers], maker)
+        return maker.sources
 
     def _find_pending(self) -> list[int]:
         """Return the numbers of the tars that are not finished; only the leading process looks.
@@ -96,8 +100,7 @@ class TarRun:
             StoreError: If captions of finished tars were read by another rule.
         """
         stored.require_caption_rule(self._folder, self._policy.caption_rule)
-        folders = ["", PAIRS_FOLDER, *map(file_name, self._teacher_names)]
-        sweep_dead([self._folder / folder for folder in folders])
+        self._sweep()
         pending: list[int] = []
         self._workplace.list_again()
         for number, tar in enumerate(self._tars):
@@ -106,6 +109,11 @@ class TarRun:
         n_tars = len(self._tars)
         self._reporter.planned(*_BAR, n_tars, n_tars - len(pending))
         return pending
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left behind."""
+        folders = ["", PAIRS_FOLDER, *map(file_name, self._teacher_names)]
+        sweep_dead([self._folder / folder for folder in folders])
 
     @property
     def _teacher_names(self) -> list[str]:
