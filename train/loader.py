@@ -244,11 +244,11 @@ class Pairs(Dataset[Batch]):
                 teacher.require_shards()  # now, not in the middle of an epoch
             no_image = np.union1d(no_image, teachers[0].skipped)
             no_text = np.union1d(no_text, teachers[1].skipped)
-        left_out = set(no_text.tolist())
-        if len(no_image):
-            left_out.update(np.flatnonzero(np.isin(split.caption_image, no_image)).tolist())
         # Keep the few rows that are left out, not the many that remain: each worker has a copy.
-        left_out_rows = np.array(sorted(left_out), np.int64)
+        left_out_rows = np.unique(no_text).astype(np.int64)
+        if len(no_image):
+            without_image = np.flatnonzero(np.isin(split.caption_image, no_image))
+            left_out_rows = np.union1d(left_out_rows, without_image)
         self.n_left_out = len(left_out_rows)
         self._kept_before = left_out_rows - np.arange(self.n_left_out)
 

@@ -120,7 +120,9 @@ def open_training_data(
     wanted = train.pairs_per_step
     batch_size = pairs_per_step(len(pairs), wanted, processes.size)
     order = _order(pairs, batch_size, config, processes)
-    pairs_in_loss = batch_size * (processes.size if train.gather else 1)
+    pairs_in_loss = batch_size
+    if train.gather:
+        pairs_in_loss *= processes.size
     if pairs_in_loss < 2:
         raise _single_pair_error(len(pairs), wanted, processes.size)
     return TrainingData(pairs, batch_size, pairs_in_loss, order, image_ids, supply, val_sources)
