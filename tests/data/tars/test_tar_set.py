@@ -165,6 +165,14 @@ def test_a_stage_of_webdataset_adds_each_sample_its_rows(tmp_path, tars):
         assert sample["jpg"] == jpeg(number)
 
 
+def test_the_stage_takes_samples_that_are_decoded(tmp_path, tars):
+    dataset = webdataset.WebDataset(str(tars[0]), shardshuffle=False).decode("rgb8")
+    samples = list(dataset.compose(with_teachers(write_set(tmp_path, tars))))
+    assert len(samples) == N_PAIRS
+    assert samples[2]["image_teacher"][0] == 2
+    assert samples[2]["jpg"].shape[2] == 3
+
+
 def test_a_sample_with_several_captions_gets_a_row_each(tmp_path, tars):
     tar_set = write_set(tmp_path, tars, caption="json:all")
     dataset = webdataset.WebDataset(str(tars[0]), shardshuffle=False)
