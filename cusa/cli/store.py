@@ -99,10 +99,10 @@ def verify(store_path: Path, repair: bool) -> None:
         click.echo(f"{n_files} files are whole")
         return
     if not repair:
-        fail(
-            f"{len(damages)} of {n_files} files are damaged or missing; --repair lets "
-            "cusa-precompute make them again"
-        )
+        advice = "--repair lets cusa-precompute make them again"
+        if is_remote(store_path):
+            advice = "delete these, and run the cusa-precompute command again"
+        fail(f"{len(damages)} of {n_files} files are damaged or missing; {advice}")
     moved = set_aside_in_set(damages) if is_set else checks.set_aside(store_path, damages)
     for path in moved:
         click.echo(f"set aside: {path}")
@@ -207,13 +207,15 @@ def _audit_set(
     seed: int,
     device: str,
 ) -> list[Audit]:
+    from cusa.data.objects.folder import location_text
     from cusa.data.tars.paths import expand_tars
     from cusa.data.tars.tar_set import TarSet
 
     opened = TarSet(folder)
     if not dataset and opened.image_root is None:
         raise SettingError(
-            f"{folder} does not say where its tars are; pass --dataset TARS", name="dataset"
+            f"{location_text(folder)} does not say where its tars are; pass --dataset TARS",
+            name="dataset",
         )
     tars = expand_tars(dataset) if dataset else list(map(opened.tar_path, opened.manifest.names))
     sources: dict[str, str] = {}

@@ -97,6 +97,29 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
     assert opened.manifest.image_root == "s3://bucket/cc"
 
 
+def test_a_set_is_audited(server, teachers):
+    run_ok("precompute", "--dataset", PATTERN, "--out", SET, *teachers)
+    output = run_ok("store", "audit", SET)
+    assert output.count(" 00002 ") == 2
+    server.objects["cc/00002.tar"] = server.objects["cc/00001.tar"]
+    changed = run_failure("store", "audit", SET)
+    assert isinstance(changed, TarError)
+    assert changed.path == Path(f"{TARS}/00002.tar")
+    del server.objects["cc/00002.tar"]
+    missing = run_failure("store", "audit", SET)
+    assert isinstance(missing, TarError)
+    assert missing.path == Path(f"{TARS}/00002.tar")
+
+
+@pytest.mark.parametrize("out", ["s3://", "S3://bucket/set", "http://host/set"])
+def test_a_url_that_is_none_makes_no_folder_of_its_name(tmp_path, tars, teachers, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    failure = run_failure("precompute", "--dataset", tmp_path / "tars", "--out", out, *teachers)
+    assert isinstance(failure, ObjectError)
+    assert set(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("place", ["tars", "set"])
 def test_one_side_on_this_machine(server, expected, tmp_path, tars, teachers, place):
     dataset = [f"{TARS}/", tmp_path / "tars"][place == "tars"]
