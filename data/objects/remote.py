@@ -245,7 +245,7 @@ def _require_legal_settings(
     """
     if not _PRINTABLE.fullmatch(quote(bucket, safe=" ")):
         raise ObjectError(
-            f"{location}: {bucket!r} is no name of a bucket; legal are letters, digits, - and .",
+            f"{location}: {bucket!r} is no name of a bucket; legal are letters, digits, dots and dashes",
             location=location,
             name=bucket,
         )
