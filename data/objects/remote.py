@@ -245,7 +245,8 @@ def _require_legal_settings(
     """
     if not _PRINTABLE.fullmatch(quote(bucket, safe=" ")):
         raise ObjectError(
-            f"{location}: {bucket!r} is no name of a bucket; legal are letters, digits, dots and dashes",
+            f"{location}: {bucket!r} is no name of a bucket; legal are letters, digits, dots and "
+            "dashes",
             location=location,
             name=bucket,
         )
