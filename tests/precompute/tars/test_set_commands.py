@@ -10,6 +10,7 @@ from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.origin import ORIGIN, SetOrigin, record_origin
 from cusa.data.tars.pair_files import pairs_path
 from cusa.data.tars.tar_set import TarSet
+from cusa.data.tars.verify import verify_set
 from tests.data.tars.tar_files import pair, write_set, write_tar, write_tars
 from tests.helpers import make_tiny_clip, run_failure, run_ok
 
@@ -91,6 +92,24 @@ def test_an_edited_origin_is_refused_by_name(tmp_path, tars, text):
     error = run_failure("store", "index", tmp_path / "set")
     assert isinstance(error, CusaError)
     assert error.path == tmp_path / "set" / ORIGIN
+
+
+# --- several processes
+
+
+def test_processes_index_and_verify_like_threads(tmp_path, tars):
+    folder = tmp_path / "set"
+    write_set(folder, tars)
+    expected = (folder / MANIFEST).read_bytes()
+    (folder / MANIFEST).unlink()
+    record_origin(folder, str(tmp_path / "tars"), {})
+    run_ok("store", "index", folder, "--processes", 2)
+    assert (folder / MANIFEST).read_bytes() == expected
+    damaged = folder / "words" / "00003.h5"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    n_files, damages = verify_set(folder, processes=2)
+    assert [damage.path for damage in damages] == [damaged]
+    assert (n_files, damages) == verify_set(folder)
 
 
 # --- info
