@@ -17,7 +17,13 @@ from cusa.stages.kinds import as_names
 from cusa.stages.options import PrecomputeOptions
 from cusa.stages.precomputed_store import PrecomputedStore, teacher_rows
 from cusa.stages.signals import stop_signals
-from cusa.stages.teacher_run import parse_teachers, recorded, run_to_end, teacher_run_options
+from cusa.stages.teacher_run import (
+    PROBE_S,
+    parse_teachers,
+    recorded,
+    run_to_end,
+    teacher_run_options,
+)
 
 if TYPE_CHECKING:
     from cusa.data.records import Dataset
@@ -27,9 +33,6 @@ if TYPE_CHECKING:
     from cusa.precompute.run_options import RunOptions
     from cusa.precompute.run_record import RunRecord
     from cusa.precompute.teachers import TeacherRequest
-
-# Seconds that a plan runs each teacher.
-_PROBE_S = 3.0
 
 
 @with_options(PrecomputeOptions)
@@ -106,7 +109,7 @@ def plan(
         CusaError: As :func:`precompute` raises it.
     """
     with _prepared(dataset, options, progress) as stage:
-        estimates = stage.run.estimate(_PROBE_S)
+        estimates = stage.run.estimate(PROBE_S)
     processes = stage.processes
     return Plan(estimates, stage.dataset, stage.options, processes.size, processes.leads)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,13 @@ from cusa.stages.arguments import checked, with_options
 from cusa.stages.kinds import as_names
 from cusa.stages.options import TarOptions
 from cusa.stages.signals import stop_signals
-from cusa.stages.teacher_run import parse_teachers, recorded, run_to_end, teacher_run_options
+from cusa.stages.teacher_run import (
+    PROBE_S,
+    parse_teachers,
+    recorded,
+    run_to_end,
+    teacher_run_options,
+)
 from cusa.train.settings import shortened
 
 if TYPE_CHECKING:
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from cusa.precompute.processes import RunProcesses
     from cusa.precompute.run_record import RunRecord
     from cusa.precompute.tars.maker import TarPolicy
+    from cusa.precompute.tars.plan import SetEstimate
+    from cusa.precompute.tars.run import TarRun
     from cusa.precompute.tars.workplace import Workplace
     from cusa.precompute.teachers import TeacherRequest
 
@@ -76,7 +85,67 @@ def precompute_tars(
         CusaError: If an option, an item or a teacher cannot be used.
         KeyboardInterrupt: On Ctrl-C; the message says how far the run got.
     """
+    with _prepared(dataset, options, progress) as stage:
+        manifest = run_to_end(stage.run, stage.record)
+    notes = tuple(stage.record.notes)
+    return PrecomputedTars(stage.folder, manifest, notes, stage.processes.leads)
+
+
+@dataclass(frozen=True)
+class TarPlan:
+    """What a run over tars would take.
+
+    Attributes:
+        estimate: The tars, and the work of each teacher.
+        folder: The folder of the set; of an object store, its URL as a path.
+        processes: The number of processes.
+        leads: Whether this process is the one that reports.
+    """
+
+    estimate: SetEstimate
+    folder: Path
+    processes: int
+    leads: bool
+
+
+def plan_tars(
+    dataset: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    progress: bool = False,
+    **options: Unpack[TarOptions],
+) -> TarPlan:
+    """Read a few tars and try the teachers on them; estimate what a run would take.
+
+    Nothing is written into the set.
+
+    Args:
+        dataset: As :func:`precompute_tars` takes it.
+        progress: As :func:`precompute_tars` takes it.
+        **options: As :func:`precompute_tars` takes them.
+
+    Raises:
+        CusaError: As :func:`precompute_tars` raises it.
+    """
+    with _prepared(dataset, options, progress) as stage:
+        estimate = stage.run.estimate(PROBE_S)
+    return TarPlan(estimate, stage.folder, stage.processes.size, stage.processes.leads)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A run over tars that is ready to go."""
+
+    run: TarRun
+    folder: Path
+    processes: RunProcesses
+    record: RunRecord
+
+
+@contextmanager
+def _prepared(dataset: Any, options: Mapping[str, Any], progress: bool) -> Iterator[_Stage]:
+    """Look for the tars and parse the teachers; within the context, progress is shown."""
     from cusa.precompute.processes import connect
+    from cusa.precompute.tars.run import TarRun
     from cusa.precompute.tars.workplace import open_workplace
 
     given = checked(TarOptions, options)
@@ -88,28 +157,21 @@ def precompute_tars(
     with (
         open_workplace(folder, chosen_tars) as workplace,
         recorded(progress, processes.leads) as record,
+        stop_signals() as check_stop,
     ):
         record.unit = "tars"
-        manifest = _run(given, chosen_tars, policy, workplace, processes, record)
-    return PrecomputedTars(folder, manifest, tuple(record.notes), processes.leads)
-
-
-def _run(
-    given: Mapping[str, Any],
-    tars: Sequence[Path],
-    policy: TarPolicy,
-    workplace: Workplace,
-    processes: RunProcesses,
-    record: RunRecord,
-) -> Manifest | None:
-    """Make the rows, and return the manifest if this process writes it."""
-    from cusa.precompute.tars.run import TarRun
-
-    requests = _all_requests(parse_teachers(given), workplace, tars, processes)
-    options = teacher_run_options(workplace.folder / MANIFEST, given, processes)
-    with stop_signals() as check_stop:
-        run = TarRun(tars, requests, options, policy, workplace, processes, record, check_stop)
-        return run_to_end(run, record)
+        requests = _all_requests(parse_teachers(given), workplace, chosen_tars, processes)
+        run = TarRun(
+            chosen_tars,
+            requests,
+            teacher_run_options(workplace.folder / MANIFEST, given, processes),
+            policy,
+            workplace,
+            processes,
+            record,
+            check_stop,
+        )
+        yield _Stage(run, folder, processes, record)
 
 
 def _tar_names(dataset: Any) -> tuple[str, ...]:

@@ -16,13 +16,14 @@ from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
 from cusa.precompute.tars import stored
 from cusa.precompute.tars.maker import TarMaker, TarPolicy
+from cusa.precompute.tars.plan import SetEstimate, estimate_tars
+from cusa.precompute.tars.progress import TarProgress
 from cusa.precompute.tars.workplace import Workplace
 from cusa.precompute.teachers import TeacherRequest
 
 # Images in one pass over the teachers. Small tars are put together up to that, as starting a
 # teacher's threads and worker processes takes longer than such a tar.
 BLOCK_IMAGES = 4_096
-_BAR = ("tars", "done")
 
 
 class TarRun:
@@ -63,6 +64,7 @@ class TarRun:
         self._reporter = reporter
         self._check_stop = check_stop
         self._folder = options.out.parent
+        self._progress = TarProgress(processes, reporter)
 
     def go(self) -> Manifest | None:
         """Make what is missing, and write the manifest.
@@ -76,21 +78,42 @@ class TarRun:
             CusaError: If the folder holds other settings, or an item or a teacher fails.
         """
         with announced_failure(self._processes):
-            maker = TarMaker(
-                self._requests,
-                self._options,
-                self._policy,
-                self._workplace,
-                self._processes,
-                self._reporter,
-                self._check_stop,
-            )
+            maker = self._load_teachers()
             numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
             if self._processes.leads:
                 # Before anything is made, so that whatever is finished can be trained on in place.
                 record_origin(self._workplace.location, self._policy.image_root, maker.sources)
             self._make([self._tars[number] for number in numbers], maker)
             return self._finish()
+
+    def estimate(
+        self,
+        seconds: float,
+    ) -> SetEstimate:
+        """Read a few tars, and run each teacher for some seconds; nothing is written.
+
+        Args:
+            seconds: Duration of the measurement of each of a teacher's two rates.
+
+        Raises:
+            CusaError: As :meth:`go` raises it.
+        """
+        with announced_failure(self._processes):
+            stored.require_caption_rule(self._folder, self._policy.caption_rule)
+            maker = self._load_teachers()
+            pipeline = self._options.pipeline
+            return estimate_tars(self._tars, maker, self._workplace, pipeline, seconds)
+
+    def _load_teachers(self) -> TarMaker:
+        return TarMaker(
+            self._requests,
+            self._options,
+            self._policy,
+            self._workplace,
+            self._processes,
+            self._reporter,
+            self._check_stop,
+        )
 
     def _find_pending(self) -> list[int]:
         """Return the numbers of the tars that are not finished; only the leading process looks.
@@ -107,7 +130,7 @@ class TarRun:
             if not self._workplace.is_finished(tar, self._teacher_names):
                 pending.append(number)
         n_tars = len(self._tars)
-        self._reporter.planned(*_BAR, n_tars, n_tars - len(pending))
+        self._progress.planned(n_tars, n_tars - len(pending))
         return pending
 
     @property
@@ -120,31 +143,31 @@ class TarRun:
         maker: TarMaker,
     ) -> None:
         """Claim tars, and make their rows, some tars at a time."""
+        self._progress.start()
         claimed: list[TarPairs] = []
         n_images = 0
         while (number := self._processes.claim("next-tar")) < len(pending):
             tar_pairs = maker.read(pending[number])
             if tar_pairs is None:
-                self._advance(1)
+                self._progress.leave_out()
                 continue
             claimed.append(tar_pairs)
             n_images += len(tar_pairs.records)
             if n_images >= BLOCK_IMAGES:
-                maker.make(claimed)
-                self._advance(len(claimed))
+                self._make_block(claimed, maker)
                 claimed = []
                 n_images = 0
         if claimed:
-            maker.make(claimed)
-            self._advance(len(claimed))
+            self._make_block(claimed, maker)
 
-    def _advance(
+    def _make_block(
         self,
-        n_tars: int,
+        pairs: Sequence[TarPairs],
+        maker: TarMaker,
     ) -> None:
-        """Count tars that this process is done with, and report those of all processes."""
-        n_done = self._processes.add("tars", n_tars)
-        self._reporter.advanced(*_BAR, n_done, "")
+        self._progress.begin(pairs)
+        maker.make(pairs, self._progress.reach)
+        self._progress.reach(1)
 
     def _finish(self) -> Manifest | None:
         """Wait for all processes, and let the leading one write the manifest."""
