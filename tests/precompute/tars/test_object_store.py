@@ -86,8 +86,9 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
         puts = [key for method, key in server.log if method == "PUT" and f"{tar:05d}" in key]
         assert puts[-1] == f"a set+é/pairs/{tar:05d}.h5"
 
-    assert "files are whole" in run_ok("store", "verify", SET)
+    assert "files are whole" in run_ok("store", "verify", SET, "--processes", 2)
     assert SET in run_ok("store", "index", SET)
+    assert f"{SET}: {N_TARS} tars in {TARS}" in run_ok("store", "info", SET)
     assert stored(server) == expected
     opened = cusa.TarSet(SET)
     assert len(opened.pairs("00001").keys) == N_PAIRS
