@@ -39,4 +39,4 @@ def require_a_batch(
         if n_streams > 1:
             pairs = f"a share of {pairs} in {n_streams} streams"
             remedy += " or --set data.streams=1"
-        raise SettingError(f"{batch} is larger than {pairs}; {remedy}", name="--batch-size")
+        raise SettingError(f"{batch} is larger than {pairs}; {remedy}", name="batch_size")

@@ -10,6 +10,7 @@ from cusa.data.errors import DataError
 from cusa.data.readers import memory
 from cusa.data.readers.forms import LEGAL_DATASETS
 from cusa.data.readers.saved_dataset import HUB_PREFIX
+from cusa.data.shell import flag_of
 
 # Where the annotations of a named data set lie in its folder, the likeliest first.
 ANNOTATIONS = {
@@ -38,12 +39,12 @@ def source_texts(sources: Any) -> list[str]:
     for source in sources:
         if not isinstance(source, str | os.PathLike):
             _refuse_source(source)
-        text = as_utf8(os.fsdecode(source), "--dataset")
+        text = as_utf8(os.fsdecode(source), "dataset")
         # An empty path would be the folder that the command runs in.
         is_empty = not text or text == HUB_PREFIX
         if is_empty or (text.endswith("=") and not os.path.exists(text)):
             raise DataError(
-                f"--dataset {text!r} names nothing; pass {LEGAL_DATASETS}", name="--dataset"
+                f"--dataset {text!r} names nothing; pass {LEGAL_DATASETS}", name="dataset"
             )
         texts.append(text)
     if not texts:
@@ -54,7 +55,7 @@ def source_texts(sources: Any) -> list[str]:
             raise DataError(
                 f"--dataset {text} is a data set of its own, and others are given beside it; pass "
                 "it alone",
-                name="--dataset",
+                name="dataset",
             )
     return texts
 
@@ -69,10 +70,18 @@ def _refuse_source(source: Any) -> NoReturn:
 
 
 def as_utf8(name: str, option: str) -> str:
-    """Return a path that can be written down; others are refused before anything is computed."""
+    """Return a path that can be written down; others are refused before anything is computed.
+
+    Args:
+        name: The path.
+        option: The option that it was given as.
+
+    Raises:
+        DataError: If the path is not UTF-8.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
-        message = f"{option} {name!r}: the name is not UTF-8; rename it"
+        message = f"{flag_of(option)} {name!r}: the name is not UTF-8; rename it"
         raise DataError(message, name=option) from None
     return name

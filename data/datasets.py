@@ -65,7 +65,7 @@ def load_dataset(
     """
     root = None
     if image_root is not None:
-        root = Path(as_utf8(os.fspath(image_root), "--image-root"))
+        root = Path(as_utf8(os.fspath(image_root), "image_root"))
     if isinstance(sources, Dataset):
         refuse_columns(columns, "a data set that was read already", Path(sources.name))
         return replace(sources, image_root=root or sources.image_root)

@@ -25,7 +25,8 @@ class CusaError(ValueError):
             and the middle of a message of more than :data:`LONGEST_LINE` characters is left out.
         path: The file or folder at fault.
         location: Where in it, such as ``"line 3"``.
-        name: What is at fault: a setting, a teacher, a split, an id.
+        name: What is at fault: a setting or an option, as Python spells it; a teacher, a split, an
+            id.
 
     Attributes:
         path: As given, or ``None``.
@@ -82,7 +83,12 @@ class StudentError(CusaError):
 
 
 class SettingError(CusaError):
-    """A setting is unknown or has an illegal value."""
+    """A setting is unknown or has an illegal value.
+
+    ``name`` is the setting as Python spells it, never its flag or its value: the full name of one
+    in a configuration (``train.batch_size``), the parameter of a function or a field of a class
+    (``shard_range``, of the flag ``--shard-range``), or an environment variable.
+    """
 
 
 class LockedError(CusaError):

@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 
+def flag_of(option: str) -> str:
+    """Return an option's flag: ``"--batch-size"`` of ``"batch_size"``."""
+    return "--" + option.replace("_", "-")
+
+
 def shell_command(program: str, *arguments: object) -> str:
     """Return a command line that runs as printed, even outside the active environment.
 

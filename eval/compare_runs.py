@@ -48,7 +48,8 @@ def compare_measured(
     """
     if len(models) < 2:
         raise SettingError(
-            "compare takes at least two models; name another run or folder of results", name="MODEL"
+            "compare takes at least two models; name another run or folder of results",
+            name="models",
         )
     folders = list(map(_results_folder, models))
     out = out or _default_folder(folders[0])

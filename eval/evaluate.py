@@ -373,7 +373,7 @@ def _check_replaceable(model: EvaluatedModel) -> None:
                 f"({measured.get('source')}); pass --name (with --image-embeddings or "
                 "--text-embeddings), rename the model's folder, or remove those results",
                 path=model.results,
-                name="--name",
+                name="name",
             )
 
 
@@ -388,11 +388,11 @@ def check_writable(out: Path) -> None:
         path = path.parent
     if not path.is_dir():
         raise SettingError(
-            f"{path} is no folder; pass another: --out FOLDER", path=path, name="--out"
+            f"{path} is no folder; pass another: --out FOLDER", path=path, name="out"
         )
     if not os.access(path, os.W_OK):
         raise SettingError(
-            f"{path} is not writable; pass another: --out FOLDER", path=path, name="--out"
+            f"{path} is not writable; pass another: --out FOLDER", path=path, name="out"
         )
 
 

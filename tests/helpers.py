@@ -77,6 +77,7 @@ def run_failure(command: str, *args: object) -> CusaError:
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     error = result.exception.__context__
     assert isinstance(error, CusaError), repr(error)
+    assert not error.name.startswith("--"), "an option is named as in Python"
     return error
 
 
@@ -202,6 +203,7 @@ def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
     """What an error says besides its words; its path is made relative to ``folder``."""
     assert isinstance(error, CusaError), repr(error)
     assert "\n" not in str(error)
+    assert not error.name.startswith("--"), "an option is named as in Python"
     path = error.path
     if folder is not None and path is not None:
         path = path.relative_to(folder)

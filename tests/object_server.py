@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -34,6 +35,7 @@ class ObjectServer:
         keys: The access keys that are accepted.
         log: (method, key) of each request; LIST is a method here.
         on_request: Called with method and key of each request before it is carried out.
+        environment: The environment in which S3 is this server.
     """
 
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -47,6 +49,12 @@ class ObjectServer:
     log: list[tuple[str, str]] = field(default_factory=list)
     on_request: Callable[[str, str], None] | None = None
     lock: Any = field(default_factory=threading.Lock)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def store(self, prefix: str, folder: Path, pattern: str) -> None:
+        """Make objects of the files in a folder that match a pattern."""
+        for path in folder.glob(pattern):
+            self.objects[f"{prefix}{path.relative_to(folder).as_posix()}"] = path.read_bytes()
 
     def counts(self, part: str = "") -> Counter[str]:
         """The number of requests of each method for keys that contain a text."""
@@ -217,6 +225,7 @@ def running_server() -> Iterator[tuple[ObjectServer, dict[str, str]]]:
         "AWS_SECRET_ACCESS_KEY": "a-secret",
         "AWS_REGION": "us-east-1",
     }
+    state.environment = environment
     try:
         yield state, environment
     finally:

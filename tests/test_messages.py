@@ -52,9 +52,7 @@ def _literals(node):
 
 def _messages():
     """Yield where each message is raised, the kind of error, and its text."""
-    trees = list(_trees())
-    kinds = _kinds(trees)
-    for path, tree in trees:
+    for path, tree in TREES:
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         for function in functions:
             assigned = defaultdict(list)
@@ -62,7 +60,7 @@ def _messages():
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                     assigned[node.targets[0].id] += _literals(node.value)
             for node in ast.walk(function):
-                if not isinstance(node, ast.Call) or ast.unparse(node.func) not in kinds:
+                if not isinstance(node, ast.Call) or ast.unparse(node.func) not in KINDS:
                     continue
                 message = node.args[0]
                 texts = list(_literals(message))
@@ -72,6 +70,8 @@ def _messages():
                     yield f"{path}:{node.lineno}", ast.unparse(node.func), text
 
 
+TREES = list(_trees())
+KINDS = _kinds(TREES)
 MESSAGES = list(_messages())
 
 
@@ -93,6 +93,21 @@ def test_every_error_is_of_a_kind():
     raised = {kind for _, kind, _ in MESSAGES}
     kinds = {name for name in vars(errors) if name.endswith("Error")}
     assert kinds - raised == {"CusaError"}
+
+
+def test_errors_name_settings_as_python_spells_them():
+    """``batch_size`` or ``train.batch_size``, and not ``--batch-size``."""
+    names = {}
+    for path, tree in TREES:
+        for node in ast.walk(tree):
+            if _is_call(node, *KINDS):
+                for keyword in node.keywords:
+                    if keyword.arg == "name":
+                        place = f"{path}:{node.lineno}"
+                        names |= dict.fromkeys(_literals(keyword.value), place)
+    assert len(names) > 40
+    flags = {name: place for name, place in names.items() if "-" in name}
+    assert not flags
 
 
 # Tests that ask for words, and why.
@@ -139,10 +154,9 @@ def _count_wordings(tree, kinds):
 
 
 def test_tests_ask_for_the_kind_of_an_error_and_its_fields():
-    kinds = _kinds(list(_trees()))
     wordings = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        n_wordings = _count_wordings(ast.parse(path.read_text(encoding="utf-8")), kinds)
+        n_wordings = _count_wordings(ast.parse(path.read_text(encoding="utf-8")), KINDS)
         if n_wordings:
             wordings[path.relative_to(ROOT / "tests").as_posix()] = n_wordings
     assert wordings == {name: number for name, (number, _) in WORDED.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cusa.data.errors import DataError, RunError, StudentError
+from cusa.data.objects.folder import absolute_location
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
 from cusa.train.loader import FileInputs, Sources, StoredInputs
@@ -17,12 +19,14 @@ from cusa.train.stores import Store
 from cusa.train.student import (
     Processors,
     Student,
+    StudentConfig,
     adapter_student,
     dual_encoder_student,
 )
 from cusa.train.validation_store import refuse_other_encoders, validation_split
 
 _MODALITIES = ("image", "text")
+ModelSettings = TypeVar("ModelSettings", DataConfig, StudentConfig)
 
 
 def resolve(
@@ -51,20 +55,18 @@ def resolve(
     encoders: dict[str, StoredTeacher] = {}
     if {"csa", "usa"} & set(config.loss.terms):
         teachers = _stored_teachers(store, "teacher", data.image_teacher, data.text_teacher)
-        image, text = [teacher.name for teacher in teachers.values()]
-        data = replace(data, image_teacher=image, text_teacher=text)
     if student.name == "adapter":
         encoders = _stored_teachers(store, "encoder", student.image_encoder, student.text_encoder)
-        image, text = [encoder.name for encoder in encoders.values()]
-        student = replace(student, image_encoder=image, text_encoder=text)
     if val_store is not None:
         refuse_other_encoders(val_store, encoders)
 
+    student = _with_names(student, "encoder", encoders)
     student = replace(student, init=student.init and _absolute(student.init))
     if Path(student.name).is_dir():
         student = replace(student, name=_absolute(student.name))
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
-    data = replace(_with_absolute_paths(data), val_split=val_split)
+    data = _with_absolute_paths(_with_names(data, "teacher", teachers))
+    data = replace(data, val_split=val_split)
     return replace(config, data=data, student=student), provenance
 
 
@@ -84,13 +86,26 @@ def _splits_in_use(
     return fingerprints, None
 
 
+def _with_names(
+    settings: ModelSettings,
+    role: str,
+    models: Mapping[str, StoredTeacher],
+) -> ModelSettings:
+    """Fill in the names of models by modality, such as ``image_teacher``."""
+    names: dict[str, Any] = {}
+    for modality, model in models.items():
+        names[f"{modality}_{role}"] = model.name
+    return replace(settings, **names)
+
+
 def _with_absolute_paths(data: DataConfig) -> DataConfig:
     return replace(
         data,
-        embeddings=_absolute(data.embeddings),
+        embeddings=absolute_location(data.embeddings),
         val_embeddings=data.val_embeddings and _absolute(data.val_embeddings),
-        image_root=data.image_root and _absolute(data.image_root),
+        image_root=data.image_root and absolute_location(data.image_root),
         val_image_root=data.val_image_root and _absolute(data.val_image_root),
+        cache=data.cache and _absolute(data.cache),
     )
 
 
@@ -183,9 +198,10 @@ def _initial_student(
 
     differences = []
     for name in setting_names:
-        values = getattr(given, name), getattr(wanted, name)
-        if values[0] != values[1]:
-            differences.append(f"student.{name} ({values[0]!r} / {values[1]!r})")
+        value_given = getattr(given, name)
+        value_wanted = getattr(wanted, name)
+        if value_given != value_wanted:
+            differences.append(f"student.{name} ({value_given!r} / {value_wanted!r})")
     for modality, encoder in origin.provenance.encoders.items():
         # Only adapters have encoders; if the names differ, the other student may have none.
         if not differences:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import SettingError
+from cusa.data.objects.folder import location_text
 from cusa.train.config import Config
 from cusa.train.config_building import (
     SHORT,
@@ -219,7 +220,9 @@ def _resumed_settings(run_dir: Path, given: Given) -> Config:
 
 
 def _named_store(given: Given) -> dict[str, Any]:
-    return nest("data.embeddings", str(given.embeddings)) if given.embeddings else {}
+    if not given.embeddings:
+        return {}
+    return nest("data.embeddings", location_text(given.embeddings))
 
 
 def default_run_dir(config: Config) -> Path:

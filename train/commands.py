@@ -114,11 +114,15 @@ def _best_split(
     store: EmbeddingStore,
 ) -> str:
     """Prefer the test split, then the validation split, then any other; else the training split."""
-    encoded = [set(store.splits_of(encoder.name)) for encoder in provenance.encoders.values()]
-    usable = [name for name, split in store.splits.items() if split.n_images and split.n_captions]
-    usable = [name for name in usable if all(name in splits for splits in encoded)]
-    others = [name for name in usable if name != config.data.train_split]
-    for name in ("test", config.data.val_split, *others):
-        if name in others:
+    usable_splits = [
+        name for name, split in store.splits.items() if split.n_images and split.n_captions
+    ]
+    for encoder in provenance.encoders.values():
+        encoded_splits = store.splits_of(encoder.name)
+        usable_splits = [name for name in usable_splits if name in encoded_splits]
+    train_split = config.data.train_split
+    unseen_splits = [name for name in usable_splits if name != train_split]
+    for name in ("test", config.data.val_split, *unseen_splits):
+        if name in unseen_splits:
             return name
-    return config.data.train_split
+    return train_split

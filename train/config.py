@@ -17,6 +17,7 @@ GREATEST_NORM = 1_000_000_000  # that gradients are clipped to
 MOST_EPOCHS = 1_000_000
 MOST_STEPS = 1_000_000_000
 MOST_WORKERS = 256  # processes that read for one training process
+GREATEST_CACHE = 1_000_000  # GB
 MINUTES_OF_A_YEAR = 525_600
 
 TrackerName = Literal["wandb", "trackio", "mlflow", "tensorboard"]
@@ -43,6 +44,11 @@ class DataConfig:
             it reads at once, each in windows of its own.
         mix_streams: Of a set of tars, whether each batch is drawn from all streams, rather than
             from one after the other.
+        cache: Of a set of tars, a folder of this machine for copies of the tars and rows that come
+            next, which batches are then read from. ``None``: what is on this machine is read where
+            it is, and what is in an object store is copied to a temporary folder.
+        cache_gb: Copies that are not in use any more stay in that folder, for the next epoch, other
+            runs and ``--resume``, while all have at most so many GB.
     """
 
     embeddings: Text = ""
@@ -57,6 +63,8 @@ class DataConfig:
     window: WholeNumber = Field(default=8, ge=1, le=1_000_000)
     streams: WholeNumber = Field(default=1, ge=1, le=1024)
     mix_streams: Flag = True
+    cache: Text | None = None
+    cache_gb: Number = Field(default=10.0, ge=0, le=GREATEST_CACHE)
 
 
 @settings

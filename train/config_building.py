@@ -202,6 +202,8 @@ _FREE = {
     "data.val_embeddings",
     "data.image_root",
     "data.val_image_root",
+    "data.cache",
+    "data.cache_gb",
     "train.device",
     "train.workers",
     "train.worker_start",
@@ -215,13 +217,13 @@ _FREE = {
 }
 
 
-def differing(a: Config, b: Config) -> list[str]:
+def differing(before: Config, now: Config) -> list[str]:
     """List the settings that decide what a run computes and that differ, each with both values."""
-    values_of_b = deciding(b)
+    values_now = deciding(now)
     differences = []
-    for name, value in deciding(a).items():
-        if value != values_of_b[name]:
-            differences.append(f"{name} ({value!r} / {values_of_b[name]!r})")
+    for name, value in deciding(before).items():
+        if value != values_now[name]:
+            differences.append(f"{name} ({value!r} / {values_now[name]!r})")
     return differences
 
 
@@ -232,8 +234,11 @@ def deciding(config: Config) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for name, value in by_full_name(dataclasses.asdict(config)).items():
-        if name not in _FREE:
-            values[name] = list(value) if isinstance(value, tuple) else value
+        if name in _FREE:
+            continue
+        if isinstance(value, tuple):
+            value = list(value)
+        values[name] = value
     return values
 
 
@@ -246,5 +251,8 @@ def _by_full_name(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping):
         yield name, value
         return
+    prefix = ""
+    if name:
+        prefix = f"{name}."
     for key, nested in value.items():
-        yield from _by_full_name(nested, f"{name}.{key}" if name else key)
+        yield from _by_full_name(nested, f"{prefix}{key}")

@@ -60,7 +60,11 @@ def encode_split(
     no_image, no_text = inputs.missing()
     image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
     text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
-    rank, size = (processes.rank, processes.size) if processes else (0, 1)
+    rank = 0
+    size = 1
+    if processes is not None:
+        rank = processes.rank
+        size = processes.size
 
     def encode(
         read: Callable[[np.ndarray], Inputs],
@@ -99,9 +103,8 @@ def encode_split(
         student.train(was_training)
     position = np.full(split.n_images, -1, np.int64)
     position[image_rows] = np.arange(len(image_rows))
-    return SplitEmbeddings(
-        image, text, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]]
-    )
+    image_of_caption = np.asarray(split.caption_image)[text_rows]
+    return SplitEmbeddings(image, text, image_rows, text_rows, position[image_of_caption])
 
 
 @torch.no_grad()
@@ -122,10 +125,10 @@ def embed(
     """
     on_device = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
     features = forward(on_device)
-    return {
-        head: unit_rows(head_features.float().cpu().numpy())
-        for head, head_features in zip(HEADS, features, strict=True)
-    }
+    embeddings: Rows = {}
+    for head, head_features in zip(HEADS, features, strict=True):
+        embeddings[head] = unit_rows(head_features.float().cpu().numpy())
+    return embeddings
 
 
 class _ByRows:

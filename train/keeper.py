@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from cusa.data.errors import CusaError, WorkerError
 from cusa.train.commands import resume_command
 from cusa.train.run_setup import RunSetup
 from cusa.train.saving.model_card import write_card
@@ -47,8 +48,8 @@ class RunKeeper:
         self._best_folder = setup.run_dir / BEST_FOLDER
         self._checkpoints = Checkpoints(setup.run_dir)
         self._log = MetricsLog(setup.run_dir)
-        device, n_processes = str(self._processes.device), self._processes.size
-        self._clock = SessionClock(setup.run_dir, device, n_processes)
+        device = str(self._processes.device)
+        self._clock = SessionClock(setup.run_dir, device, self._processes.size)
         self._saved_at = time.monotonic()
         self._lost_step = 0  # the step of a best student that could not be saved; 0: none
 
@@ -161,6 +162,15 @@ class RunKeeper:
         """Append to a message how far the run is saved, and the command that resumes it."""
         command = resume_command(self._setup.run_dir, self._processes.size)
         return f"{problem} (the run is kept up to step {self.saved_step:,}; go on with: {command})"
+
+    def resumable(self, fault: CusaError | None) -> CusaError:
+        """Return the error that ends a run which can be resumed, of the kind of its fault.
+
+        Args:
+            fault: Why the run cannot go on; ``None`` if another process has the fault.
+        """
+        error = fault or WorkerError("another process has no batch; its own message says why")
+        return error.reworded(self.with_resume_command(str(error)))
 
     def lost_at_the_end(self) -> str:
         """Describe what could not be written by the end of training; empty if nothing was lost."""

@@ -34,16 +34,19 @@ class Span(NamedTuple):
         return self.amount / steps_per_epoch
 
     def beside(self, other: Span) -> str:
-        """Write it without its unit if the other has the same."""
+        """Write the length, without its unit if the other has the same."""
         if self.unit == other.unit:
             return f"{self.amount:,}"
         return str(self)
 
     def __str__(self) -> str:
-        """Write it as ``"1 epoch"`` or ``"5,000 steps"``."""
-        plural = "" if self.amount == 1 else "s"
-        number = f"{self.amount:g}" if isinstance(self.amount, float) else f"{self.amount:,}"
-        return f"{number} {self.unit}{plural}"
+        """Write the length as ``"1 epoch"`` or ``"5,000 steps"``."""
+        amount = f"{self.amount:,}"
+        if isinstance(self.amount, float):
+            amount = f"{self.amount:g}"
+        if self.amount == 1:
+            return f"{amount} {self.unit}"
+        return f"{amount} {self.unit}s"
 
 
 def run_span(config: Config) -> Span:
@@ -132,13 +135,14 @@ class RunLength:
         """
         if progress.step <= self.total:
             return
-        wanted = run_span(self.config)
-        done = f"{progress.step:,} steps are done"
-        if wanted.unit == "epoch":
-            done = f"{-(-progress.step // self.steps_per_epoch):,} epochs are begun"
+        span = run_span(self.config)
+        exceeding = f"{progress.step:,} steps are done"
+        if span.unit == "epoch":
+            n_epochs = -(-progress.step // self.steps_per_epoch)
+            exceeding = f"{n_epochs:,} epochs are begun"
         raise SettingError(
-            f"--{wanted.unit}s {wanted.amount:,}: {done} already; pass as many or more",
-            name=f"train.{wanted.unit}s",
+            f"--{span.unit}s {span.amount:,}: {exceeding} already; pass as many or more",
+            name=f"train.{span.unit}s",
         )
 
 
@@ -153,7 +157,8 @@ def refuse_endless_warmup(config: Config, steps_per_epoch: int | None = None) ->
     Raises:
         SettingError: If the learning rate would not reach its peak.
     """
-    warmup, schedule = warmup_span(config), schedule_span(config)
+    warmup = warmup_span(config)
+    schedule = schedule_span(config)
     setting = f"optim.warmup_{warmup.unit}s"
     if steps_per_epoch is not None:
         warmup = Span(warmup.in_steps(steps_per_epoch), "step")

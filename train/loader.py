@@ -244,11 +244,11 @@ class Pairs(Dataset[Batch]):
                 teacher.require_shards()  # now, not in the middle of an epoch
             no_image = np.union1d(no_image, teachers[0].skipped)
             no_text = np.union1d(no_text, teachers[1].skipped)
-        left_out = set(no_text.tolist())
-        if len(no_image):
-            left_out.update(np.flatnonzero(np.isin(split.caption_image, no_image)).tolist())
         # Keep the few rows that are left out, not the many that remain: each worker has a copy.
-        left_out_rows = np.array(sorted(left_out), np.int64)
+        left_out_rows = np.unique(no_text).astype(np.int64)
+        if len(no_image):
+            without_image = np.flatnonzero(np.isin(split.caption_image, no_image))
+            left_out_rows = np.union1d(left_out_rows, without_image)
         self.n_left_out = len(left_out_rows)
         self._kept_before = left_out_rows - np.arange(self.n_left_out)
 
@@ -348,9 +348,9 @@ class Sources(NamedTuple):
         return len(no_image) == self.split.n_images or len(no_text) == self.split.n_captions
 
 
-def next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
-    """Return the next batch, ``None`` at the end, and why it could not be read, empty if it was."""
+def next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, CusaError | None]:
+    """Return the next batch, ``None`` at the end, and why it could not be read, if it was not."""
     try:
-        return next(batches, None), ""
+        return next(batches, None), None
     except CusaError as error:
-        return None, str(error)
+        return None, error

@@ -25,5 +25,5 @@ def load_preset(name: str) -> dict[str, Any]:
         SettingError: If there is no preset of that name; the message lists them.
     """
     if name not in presets():
-        raise SettingError(f"unknown preset {name!r}; legal: {', '.join(presets())}", name=name)
+        raise SettingError(f"unknown preset {name!r}; legal: {', '.join(presets())}", name="preset")
     return parse_yaml((_FOLDER / f"{name}.yaml").read_text(), f"preset {name}")

@@ -46,7 +46,7 @@ class Processes:
                     f"process {local_rank} of this machine has no GPU of its own: there are "
                     f"{torch.cuda.device_count()}; start as many processes as there are GPUs "
                     "(torchrun --nproc-per-node)",
-                    name="--device",
+                    name="train.device",
                 )
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import RunError, SettingError, StoreError
+from cusa.data.objects.folder import location_text
 from cusa.train.config import Config, OptimConfig
 from cusa.train.config_building import differing
 from cusa.train.length import RunLength, Span, run_span, schedule_span
@@ -155,7 +156,8 @@ def begun_run(
     fields = provenance_before.differences(store, provenance)
     if fields:
         raise StoreError(
-            f"{store.path} is not the store that {run_dir} began with: {'; '.join(fields)}",
+            f"{location_text(store.path)} is not the store of {run_dir} ({'; '.join(fields)}); "
+            f"bring that back, or begin another run on this one, as with --init {run_dir}",
             path=store.path,
         )
     return BegunRun(

@@ -36,14 +36,23 @@ def learning_rate(
         config: The run's settings.
     """
     optim = config.optim
-    n_steps = schedule_span(config).in_steps(steps_per_epoch)
-    if optim.schedule == "epoch":
-        now, length = step // steps_per_epoch, n_steps / steps_per_epoch
-        warmup = warmup_span(config).in_epochs(steps_per_epoch)
-    else:
-        now, warmup = step, warmup_span(config).in_steps(steps_per_epoch)
-        length = max(1, n_steps - 1 - warmup)
-    if now < warmup:
-        return min(optim.lr, optim.lr * (now + 1) / warmup)
-    cosine = math.cos(math.pi * min(1.0, (now - warmup) / length))
+    time, warmup, duration = _times(step, steps_per_epoch, config)
+    if time < warmup:
+        return min(optim.lr, optim.lr * (time + 1) / warmup)
+    progress = min(1.0, (time - warmup) / duration)
+    cosine = math.cos(math.pi * progress)
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + cosine) / 2
+
+
+def _times(
+    step: int,
+    steps_per_epoch: int,
+    config: Config,
+) -> tuple[int, float, float]:
+    """Return the time of a step, and how long warm-up and cosine take; in steps or in epochs."""
+    n_steps = schedule_span(config).in_steps(steps_per_epoch)
+    if config.optim.schedule == "epoch":
+        warmup_epochs = warmup_span(config).in_epochs(steps_per_epoch)
+        return step // steps_per_epoch, warmup_epochs, n_steps / steps_per_epoch
+    warmup_steps = warmup_span(config).in_steps(steps_per_epoch)
+    return step, warmup_steps, max(1, n_steps - 1 - warmup_steps)

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from cusa.data.errors import StoreError
-from cusa.data.objects.folder import is_remote, location_text
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
@@ -57,18 +55,14 @@ def open_store(
     """Open the store or the set of tars that a path names.
 
     Args:
-        path: The index of a store, or the folder of a set.
-        image_root: The folder of a set's tars, if it is not the one that the set names.
+        path: The index of a store, or the folder of a set, which may be a URL.
+        image_root: The folder of a set's tars, if it is not the one that the set names; it may be
+            a URL.
 
     Raises:
-        StoreError: If it is neither, damaged, or in an object store.
+        StoreError: If it is neither, or damaged.
+        ObjectError: If an object store does not give the manifest of a set.
     """
-    if is_remote(Path(path)):
-        raise StoreError(
-            f"{location_text(Path(path))} is in an object store, and training reads sets from a "
-            "disk; copy it and its tars to one, and pass their folders",
-            path=Path(path),
-        )
     if not holds_set(Path(path)):
         return EmbeddingStore(path)
     root = None

@@ -74,23 +74,23 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
             raise SettingError(
                 f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa "
                 "seed=0,1,2",
-                name="--sweep",
+                name="sweep",
             )
         if name not in SHORT and "." not in name:
             raise SettingError(
                 f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as "
                 "loss.alpha",
-                name="--sweep",
+                name="sweep",
             )
         if full_name in full_names:
             raise SettingError(
                 f"--sweep {axis}: this setting is given twice; give all its values in one axis",
-                name="--sweep",
+                name="sweep",
             )
         if name == "train.device":
             raise SettingError(
                 f"--sweep {axis}: all runs of a grid are on one device; pass --device",
-                name="--sweep",
+                name="sweep",
             )
         full_names.add(full_name)
         grid[name] = values.split(",")
@@ -102,13 +102,13 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
     for first, second in itertools.combinations(cells, 2):
         if first.settings == second.settings:
             raise SettingError(
-                "--sweep: a value is given twice; give each value of an axis once", name="--sweep"
+                "--sweep: a value is given twice; give each value of an axis once", name="sweep"
             )
     if len({cell.name for cell in cells}) < len(cells):
         raise SettingError(
             "--sweep: two runs would have the same folder, whose name keeps only letters, digits "
             "and . _ - of a value; give values that differ in those",
-            name="--sweep",
+            name="sweep",
         )
     return cells
 
@@ -117,9 +117,7 @@ def _settings(values: Mapping[str, str]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in values.items():
         if name == "loss" and value not in TERMS:
-            raise SettingError(
-                f"--sweep loss={value}: legal are {', '.join(TERMS)}", name="--sweep"
-            )
+            raise SettingError(f"--sweep loss={value}: legal are {', '.join(TERMS)}", name="sweep")
         if name == "loss":
             setting = nest("loss.terms", TERMS[value])
         else:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cusa.data.errors import DataError, RunError, SettingError, Stopped, StudentError
+from cusa.data.errors import CusaError, DataError, RunError, SettingError, Stopped, StudentError
 from cusa.data.files import FolderLock
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.config import Config
@@ -203,20 +203,20 @@ class Trainer:
             self._agree_to_go_on(fault, not_finite)
             assert batch is not None  # without one there is a fault
             not_finite = self._train_on(batch)
-        self._agree_to_go_on("", not_finite)
+        self._agree_to_go_on(None, not_finite)
 
-    def _agree_to_go_on(self, fault: str, not_finite: str) -> None:
+    def _agree_to_go_on(self, fault: CusaError | None, not_finite: str) -> None:
         """Stop all processes if one of them cannot go on, and save a checkpoint if one is due.
 
         Args:
-            fault: Why this process could not read its next batch; empty if it could.
+            fault: Why this process could not read its next batch, if it could not.
             not_finite: Why its last loss or gradient is not finite; empty if it is.
         """
         processes = self.setup.processes
         is_due = processes.leads and self.keeper.checkpoint_is_due()
         # One exchange for all four, since each exchange costs a message to every process.
         any_fault, any_not_finite, signal, any_due = processes.most(
-            [bool(fault), bool(not_finite), self._stop_signal(), is_due]
+            [fault is not None, bool(not_finite), self._stop_signal(), is_due]
         )
         # No checkpoint here: the run would resume at the same step, with the same loss.
         if any_not_finite:
@@ -225,8 +225,7 @@ class Trainer:
         if any_fault or signal or any_due:
             self.keeper.save_checkpoint()
         if any_fault:
-            problem = fault or "another process has no next batch; its own message says why"
-            raise DataError(self.keeper.with_resume_command(problem))
+            raise self.keeper.resumable(fault)
         if signal:
             raise Stopped.by(signal)
 

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from cusa.data.errors import SettingError
+from cusa.data.objects.folder import location_text
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.tars.order import SetOrder
 from cusa.data.tars.tar_set import TarSet
@@ -71,6 +72,11 @@ class TrainingData:
             return self.supply.read(pool, self.order)
         return pool.read(self.order)
 
+    def close(self) -> None:
+        """Drop what was copied to read batches from; none are read any more."""
+        if self.supply is not None:
+            self.supply.close()
+
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of optimizer steps per epoch."""
@@ -114,7 +120,9 @@ def open_training_data(
     wanted = train.pairs_per_step
     batch_size = pairs_per_step(len(pairs), wanted, processes.size)
     order = _order(pairs, batch_size, config, processes)
-    pairs_in_loss = batch_size * (processes.size if train.gather else 1)
+    pairs_in_loss = batch_size
+    if train.gather:
+        pairs_in_loss *= processes.size
     if pairs_in_loss < 2:
         raise _single_pair_error(len(pairs), wanted, processes.size)
     return TrainingData(pairs, batch_size, pairs_in_loss, order, image_ids, supply, val_sources)
@@ -189,8 +197,8 @@ def data_notes(
     if data.val_sources is None:
         reason = "data.val_split is null"
         if given.data.val_split is not None:
-            reason = f"{store.path} has no split {given.data.val_split!r}"
-        notes.append(f"no validation ({reason}): best/ holds the student of the last epoch")
+            reason = f"{location_text(store.path)} has no split {given.data.val_split!r}"
+        notes.append(f"no validation ({reason}): best/ holds the newest student")
     if data.pairs_per_step < given.train.pairs_per_step:
         in_a_step = "all of them"
         if data.pairs_per_step < len(data.pairs):

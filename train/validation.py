@@ -96,8 +96,7 @@ class Validation:
             raise
         except CusaError as error:
             self.keeper.save_checkpoint()
-            message = self.keeper.with_resume_command(str(error))
-            raise error.reworded(message) from None
+            raise self.keeper.resumable(error) from None
 
     def _scores_and_best(self, embeddings: SplitEmbeddings | None) -> tuple[dict[str, float], bool]:
         """Score the student, and save it if it is the best; the leading process decides."""

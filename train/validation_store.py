@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cusa.data.errors import SettingError, StoreError
+from cusa.data.objects.folder import location_text
+from cusa.data.shell import flag_of
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
 from cusa.train.saving.provenance import StoredTeacher
@@ -48,8 +50,8 @@ def validation_split(
     if name is not None and (has_own_store or name != DataConfig.val_split):
         splits = ", ".join(store.splits)
         raise StoreError(
-            f"{store.path} has no split {name!r} to choose the best student on; it has: {splits}; "
-            "name one with --set data.val_split=SPLIT",
+            f"{location_text(store.path)} has no split {name!r} to choose the best student on; it "
+            f"has: {splits}; name one with --set data.val_split=SPLIT",
             path=store.path,
             name=name,
         )
@@ -67,11 +69,11 @@ def _refuse_what_needs_validation(config: Config, store: Store) -> None:
     """Refuse settings that mean nothing without a validation split."""
     for setting in ("patience", "validate_every"):
         if getattr(config.train, setting) is not None:
-            flag = "--" + setting.replace("_", "-")
+            flag = flag_of(setting)
             raise SettingError(
-                f"{flag} needs a validation split, and {store.path} has none to use; leave it "
-                "out, name a split with --set data.val_split=SPLIT, or another store with "
-                "--val-embeddings",
+                f"{flag} needs a validation split, and {location_text(store.path)} has none to "
+                "use; leave it out, name a split with --set data.val_split=SPLIT, or another store "
+                "with --val-embeddings",
                 name=f"train.{setting}",
             )
 

@@ -97,7 +97,7 @@ def _checked_page_path(requested: Path | None, store_path: Path) -> Path:
         raise SettingError(
             f"--out {page} is {problem}; pass the name of a page, such as inspect.html",
             path=page,
-            name="--out",
+            name="out",
         )
     page.parent.mkdir(parents=True, exist_ok=True)
     return page
@@ -108,5 +108,5 @@ def _check_image_root(image_root: Path | None) -> None:
         raise SettingError(
             f"--image-root {image_root} is not a folder; leave it out for a page without pictures",
             path=image_root,
-            name="--image-root",
+            name="image_root",
         )

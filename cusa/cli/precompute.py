@@ -28,7 +28,7 @@ from cusa.data.shell import shell_command
 from cusa.screen.console import print_plain
 
 # Options that apply to WebDataset tars alone.
-_ONLY_TARS = ("caption", "on_tar", "tars")
+_ONLY_TARS = ("caption", "on_tar", "tars", "engine", "ray_address")
 
 
 def _number_range(
@@ -47,8 +47,10 @@ def _refuse_given(context: click.Context, names: Collection[str], subject: str) 
     for parameter in context.command.params:
         is_given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
         if is_given and parameter.name in names:
-            flag = parameter.opts[0]
-            raise SettingError(f"{flag} does not apply to {subject}; leave it out", name=flag)
+            raise SettingError(
+                f"{parameter.opts[0]} does not apply to {subject}; leave it out",
+                name=parameter.name,
+            )
 
 
 @command()
@@ -152,6 +154,18 @@ def _refuse_given(context: click.Context, names: Collection[str], subject: str) 
     callback=_number_range,
     help="Tars: only A to B - 1, sorted by name.  [default: all, or this job's share of a Slurm "
     "array]",
+)
+@choice_option(
+    "--engine",
+    "local",
+    "ray",
+    help="Tars: make them in this process, or on a cluster with Ray, in an actor on each device.",
+)
+@click.option(
+    "--ray-address",
+    metavar="auto|HOST:PORT",
+    help="The cluster of Ray; auto is that of this node.  [default: RAY_ADDRESS, or a Ray that is "
+    "started on this machine]",
 )
 @click.option(
     "--plan",

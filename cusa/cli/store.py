@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,25 @@ def main() -> None:
 @STORE_ARGUMENT
 @JSON_OPTION
 def info(store_path: Path, as_json: bool) -> None:
-    """Print splits, teachers, rows, sizes, norms and provenance."""
-    from cusa.data.store.summary import summarize
+    """Print splits, teachers, rows, sizes, norms and provenance.
 
-    summary = summarize(store_path)
+    STORE is the index of a store, or the folder of a set of tars, also as s3://BUCKET/PREFIX; of a
+    set, the tars that are missing are named.
+    """
+    from cusa.data.store.summary import summarize
+    from cusa.data.tars.summary import summarize_set
+    from cusa.data.tars.verify import holds_set
+
+    is_set = holds_set(store_path)
+    summary = summarize_set(store_path) if is_set else summarize(store_path)
     if as_json:
         click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
-    else:
-        from cusa.cli.store_output import print_summary
+        return
+    from cusa.cli.store_output import print_set_summary, print_summary
 
+    if is_set:
+        print_set_summary(summary)
+    else:
         print_summary(store_path, summary)
 
 
@@ -75,7 +86,7 @@ def verify(store_path: Path, repair: bool) -> None:
         raise SettingError(
             f"--repair does not apply to {location_text(store_path)}; delete the files that verify "
             "names, and run the cusa-precompute command again",
-            name="--repair",
+            name="repair",
         )
     is_set = holds_set(store_path)
     if is_set:
@@ -88,10 +99,10 @@ def verify(store_path: Path, repair: bool) -> None:
         click.echo(f"{n_files} files are whole")
         return
     if not repair:
-        fail(
-            f"{len(damages)} of {n_files} files are damaged or missing; --repair lets "
-            "cusa-precompute make them again"
-        )
+        advice = "--repair lets cusa-precompute make them again"
+        if is_remote(store_path):
+            advice = "delete these, and run the cusa-precompute command again"
+        fail(f"{len(damages)} of {n_files} files are damaged or missing; {advice}")
     moved = set_aside_in_set(damages) if is_set else checks.set_aside(store_path, damages)
     for path in moved:
         click.echo(f"set aside: {path}")
@@ -196,13 +207,15 @@ def _audit_set(
     seed: int,
     device: str,
 ) -> list[Audit]:
+    from cusa.data.objects.folder import location_text
     from cusa.data.tars.paths import expand_tars
     from cusa.data.tars.tar_set import TarSet
 
     opened = TarSet(folder)
     if not dataset and opened.image_root is None:
         raise SettingError(
-            f"{folder} does not say where its tars are; pass --dataset TARS", name="dataset"
+            f"{location_text(folder)} does not say where its tars are; pass --dataset TARS",
+            name="dataset",
         )
     tars = expand_tars(dataset) if dataset else list(map(opened.tar_path, opened.manifest.names))
     sources: dict[str, str] = {}
@@ -238,19 +251,32 @@ def merge(store_path: Path, part_paths: tuple[Path, ...]) -> None:
 
 @command()
 @click.argument("folder", metavar="SET", type=PATH)
-def index(folder: Path) -> None:
+@click.option(
+    "--dataset",
+    multiple=True,
+    metavar="TARS",
+    help="The tars of the set, if they were moved; tars without rows are named, too.",
+)
+def index(folder: Path, dataset: tuple[str, ...]) -> None:
     """Write the manifest of SET, a folder or s3:// prefix of WebDataset tars' rows, from its files.
 
     For job arrays, whose last job cannot know that it is the last; run it again after tars were
     added. Every file is verified.
     """
-    from cusa.cli.tars_output import print_manifest
+    from cusa.cli.tars_output import print_manifest, print_missing
     from cusa.data.tars.manifest import write_manifest
     from cusa.data.tars.manifest_building import build_manifest
+    from cusa.data.tars.origin import record_origin
+    from cusa.data.tars.paths import common_folder, expand_tars
 
+    tars = expand_tars(dataset) if dataset else []
     manifest = build_manifest(folder)
+    if tars:
+        image_root = record_origin(folder, common_folder(tars), {}).image_root
+        manifest = replace(manifest, image_root=image_root)
     write_manifest(folder, manifest)
     print_manifest(folder, manifest)
+    print_missing(tars, manifest)
 
 
 for subcommand in (audit, export, import_, index, info, inspect, merge, pull, push, verify):

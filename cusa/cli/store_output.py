@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from cusa.screen.console import console, print_plain
 if TYPE_CHECKING:
     # This imports torch, which a summary does not need.
     from cusa.precompute.audit import Audit
+
+# Of a list of tars, as a set has thousands.
+_SHOWN_NAMES = 8
 
 
 def print_summary(store_path: Path, summary: dict[str, Any]) -> None:
@@ -35,12 +38,63 @@ def print_summary(store_path: Path, summary: dict[str, Any]) -> None:
     for teacher_name, settings in summary["teachers"].items():
         versions = settings["versions"].items()
         libraries = ", ".join(f"{library} {version}" for library, version in versions)
-        print_plain(
-            f"{teacher_name}: {settings['modality']} teacher {settings['model_id']} "
-            f"from {settings['source']}, weights sha256 {settings['weights_sha256']}, "
-            f"computed in {settings['precision']}, "
-            f"caption normaliser {settings['normalizer']}; {libraries}"
+        print_plain(f"{_provenance(teacher_name, settings)}; {libraries}")
+
+
+def print_set_summary(summary: dict[str, Any]) -> None:
+    """Print the contents of a set of tars, and what it lacks.
+
+    Args:
+        summary: The result of :func:`cusa.data.tars.summary.summarize_set`.
+    """
+    image_root = summary["image_root"] or "an unknown folder (pass --dataset to cusa-store index)"
+    print_plain(
+        f"{summary['set']}: {summary['tars']:,} tars in {image_root}, captions "
+        f"{summary['caption']}\n"
+        f"{summary['images']:,} images, {summary['captions']:,} captions, {summary['left_out']:,} "
+        f"samples left out, {summary['tar_bytes'] / 1e9:,.3f} GB of tars"
+    )
+    table = Table("teacher", "rows", "dim", "dtype", "skipped", "MB")
+    for teacher_name, settings in summary["teachers"].items():
+        table.add_row(
+            escape(teacher_name),
+            f"{settings['rows']:,}",
+            str(settings["dim"]),
+            settings["dtype"],
+            f"{settings['skipped']:,}",
+            f"{settings['bytes'] / 1e6:,.1f}",
         )
+    console().print(table)
+    for teacher_name, settings in summary["teachers"].items():
+        print_plain(_provenance(teacher_name, settings))
+    lacking = {
+        "damaged_tars": "tars were damaged, and their whole samples are kept",
+        "not_indexed": "tars are finished, but not in the manifest; run cusa-store index",
+        "missing_files": "files are missing; run cusa-precompute again",
+        "tars_without_rows": "tars of that folder have no rows",
+    }
+    for field, problem in lacking.items():
+        if summary[field]:
+            print_plain(f"{len(summary[field]):,} {problem}: {_listed(summary[field])}")
+
+
+def _provenance(
+    teacher_name: str,
+    settings: dict[str, Any],
+) -> str:
+    return (
+        f"{teacher_name}: {settings['modality']} teacher {settings['model_id']} "
+        f"from {settings['source']}, weights sha256 {settings['weights_sha256']}, "
+        f"computed in {settings['precision']}, caption normaliser {settings['normalizer']}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names of a list that may be long."""
+    shown_names = ", ".join(names[:_SHOWN_NAMES])
+    if len(names) > _SHOWN_NAMES:
+        return f"{shown_names}, ..."
+    return shown_names
 
 
 def _splits_table(splits: dict[str, Any]) -> Table:

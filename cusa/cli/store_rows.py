@@ -147,7 +147,7 @@ def _read_foreign_rows(rows_path: Path, ids_path: Path | None, allow_pickle: boo
         raise SettingError(
             "--ids is for an array, --allow-pickle for a dictionary of the published code; "
             "pass one of the two",
-            name="--ids",
+            name="ids",
         )
     keys, embeddings = read_published_rows(rows_path)
     return ForeignRows(keys, embeddings, str(rows_path))

@@ -193,5 +193,5 @@ def _check_sweep(sweep: str | None, axes: tuple[str, ...], resume: bool) -> None
         raise SettingError(f"unknown argument {axes[0]!r}; see cusa-train --help", name=axes[0])
     if sweep and resume:
         raise SettingError(
-            "--sweep resumes by itself when it is run again; leave out --resume", name="--resume"
+            "--sweep resumes by itself when it is run again; leave out --resume", name="resume"
         )

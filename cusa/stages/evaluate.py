@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from cusa.data.errors import RunError, SettingError
 from cusa.data.hub import is_remote, require
+from cusa.data.shell import flag_of
 from cusa.stages.arguments import checked, columns_of, with_options
 from cusa.stages.kinds import as_names
 from cusa.stages.machine import default_workers, pick_device
@@ -180,15 +181,15 @@ def _score_file(given: Mapping[str, Any]) -> ScoreFile | None:
     for option in ("image_embeddings", "text_embeddings"):
         if given.get(option):
             raise SettingError(
-                f"--scores and --{option.replace('_', '-')} are of two models; measure one at a "
+                f"--scores and {flag_of(option)} are of two models; measure one at a "
                 "time, each with its ids",
-                name="--scores",
+                name="scores",
             )
     if given.get("judgements"):
         raise SettingError(
             "--judgements are compared with cosines of embeddings, and --scores gives none; pass "
             "one of the two",
-            name="--judgements",
+            name="judgements",
         )
     return ScoreFile(scores_path, given.get("image_ids"), given.get("text_ids"))
 
@@ -203,6 +204,6 @@ def _embedding_file(given: Mapping[str, Any], modality: str) -> tuple[Path, Path
             f"--{modality}-ids {ids_path} is given without embeddings; pass "
             f"--{modality}-embeddings or --scores as well",
             path=ids_path,
-            name=f"--{modality}-ids",
+            name=f"{modality}_ids",
         )
     return None

@@ -20,7 +20,7 @@ def pick_device(device: str) -> str:
     if device == "cuda" and not has_cuda:
         raise SettingError(
             "--device cuda: no CUDA device is available to this torch; pass --device cpu or auto",
-            name="--device",
+            name="device",
         )
     if device != "auto":
         return device

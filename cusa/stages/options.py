@@ -203,11 +203,17 @@ class TarOptions(TeacherOptions, total=False):
             has.
         on_error: On an unreadable image, or an item whose row would be zero: ``"fail"`` (the
             default) stops, ``"skip"`` records it as skipped.
+        engine: ``"local"`` (the default) makes the tars in this process, or in those of torchrun;
+            ``"ray"`` in actors of a cluster of Ray, one on each device.
+        ray_address: The cluster: ``"auto"`` on one of its nodes, or ``"HOST:PORT"``; by default,
+            that of ``RAY_ADDRESS``, or a Ray that is started on this machine for this run.
     """
 
     caption: str | None
     on_tar: Literal["fail", "skip", "keep"] | None
     tars: TarRange | None
+    engine: Literal["local", "ray"] | None
+    ray_address: str | None
 
 
 @_only_known

@@ -17,7 +17,13 @@ from cusa.stages.kinds import as_names
 from cusa.stages.options import PrecomputeOptions
 from cusa.stages.precomputed_store import PrecomputedStore, teacher_rows
 from cusa.stages.signals import stop_signals
-from cusa.stages.teacher_run import parse_teachers, recorded, run_to_end, teacher_run_options
+from cusa.stages.teacher_run import (
+    own_hardware,
+    parse_teachers,
+    recorded,
+    run_to_end,
+    teacher_run_options,
+)
 
 if TYPE_CHECKING:
     from cusa.data.records import Dataset
@@ -155,7 +161,7 @@ def _prepared(dataset: Any, options: Mapping[str, Any], progress: bool) -> Itera
     with recorded(progress, processes.leads) as record, stop_signals() as check_stop:
         for note in selected.notes:
             record.note(note)
-        run_options = teacher_run_options(out, given, processes)
+        run_options = teacher_run_options(out, given, own_hardware(given, processes))
         try:
             run = Run(selected, requests, run_options, processes, record, check_stop)
             yield _Stage(run, selected, run_options, processes, record)

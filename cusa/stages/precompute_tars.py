@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
 from cusa.data.errors import DataError, SettingError
-from cusa.data.objects.folder import location_text
+from cusa.data.objects.folder import is_remote, location_text
 from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.paths import expand_tars, tars_in_range
 from cusa.stages.arguments import checked, with_options
 from cusa.stages.kinds import as_names
 from cusa.stages.options import TarOptions
 from cusa.stages.signals import stop_signals
-from cusa.stages.teacher_run import parse_teachers, recorded, run_to_end, teacher_run_options
+from cusa.stages.teacher_run import (
+    MAX_DECODERS,
+    Hardware,
+    own_hardware,
+    parse_teachers,
+    recorded,
+    run_to_end,
+    teacher_run_options,
+)
 from cusa.train.settings import shortened
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from cusa.precompute.processes import RunProcesses
     from cusa.precompute.run_record import RunRecord
     from cusa.precompute.tars.maker import TarPolicy
+    from cusa.precompute.tars.ray_cluster import RayCluster
     from cusa.precompute.tars.workplace import Workplace
     from cusa.precompute.teachers import TeacherRequest
 
@@ -82,15 +91,22 @@ def precompute_tars(
     given = checked(TarOptions, options)
     tars = expand_tars(_tar_names(dataset))
     chosen_tars = tars_in_range(tars, given.get("tars"))
-    policy = _policy(given)
+    policy = _policy(given, tars)
     folder = _set_folder(tars, given)
     processes = connect()
+    location = folder
+    run = _run
+    if _require_engine(given, processes):
+        run = _run_on_ray
+        location = _absolute(folder)
+        chosen_tars = list(map(_absolute, chosen_tars))
+    has_copies = any(map(is_remote, [location, *chosen_tars]))
     with (
-        open_workplace(folder, chosen_tars) as workplace,
+        open_workplace(location, has_copies) as workplace,
         recorded(progress, processes.leads) as record,
     ):
         record.unit = "tars"
-        manifest = _run(given, chosen_tars, policy, workplace, processes, record)
+        manifest = run(given, chosen_tars, policy, workplace, processes, record)
     return PrecomputedTars(folder, manifest, tuple(record.notes), processes.leads)
 
 
@@ -106,10 +122,92 @@ def _run(
     from cusa.precompute.tars.run import TarRun
 
     requests = _all_requests(parse_teachers(given), workplace, tars, processes)
-    options = teacher_run_options(workplace.folder / MANIFEST, given, processes)
+    hardware = own_hardware(given, processes)
+    options = teacher_run_options(workplace.folder / MANIFEST, given, hardware)
     with stop_signals() as check_stop:
         run = TarRun(tars, requests, options, policy, workplace, processes, record, check_stop)
         return run_to_end(run, record)
+
+
+def _run_on_ray(
+    given: Mapping[str, Any],
+    tars: Sequence[Path],
+    policy: TarPolicy,
+    workplace: Workplace,
+    processes: RunProcesses,
+    record: RunRecord,
+) -> Manifest | None:
+    """Let actors of Ray make the rows, and return the manifest unless other jobs make others."""
+    from cusa.precompute.tars.cluster_run import ClusterRun
+    from cusa.precompute.tars.ray_cluster import ray_cluster
+
+    requests = _all_requests(parse_teachers(given), workplace, tars, processes)
+    requests = [_with_absolute_source(request) for request in requests]
+    # On a CPU, an actor has a core, or as many as it is to decode with.
+    cores = max(1, given.get("workers", 1))
+    # Ray sets a handler of SIGTERM of its own.
+    with (
+        ray_cluster(given.get("ray_address"), given.get("device", "auto"), cores) as cluster,
+        stop_signals() as check_stop,
+    ):
+        record.note(str(cluster))
+        options = teacher_run_options(workplace.folder / MANIFEST, given, _hardware(cluster))
+        run = ClusterRun(
+            cluster, tars, requests, options, policy, workplace, processes, record, check_stop
+        )
+        return run_to_end(run, record)
+
+
+def _hardware(cluster: RayCluster) -> Hardware:
+    """Return what an actor has; a single core decodes in the process that encodes."""
+    if cluster.device == "cpu":
+        return Hardware("cpu", cluster.cores, cluster.cores - 1)
+    # Ray shows an actor its own GPU alone.
+    return Hardware("cuda:0", cluster.cores, min(cluster.cores, MAX_DECODERS))
+
+
+def _require_engine(
+    given: Mapping[str, Any],
+    processes: RunProcesses,
+) -> bool:
+    """Return whether Ray makes the tars.
+
+    Raises:
+        SettingError: If options do not go with the engine.
+    """
+    uses_ray = given.get("engine") == "ray"
+    address = given.get("ray_address")
+    if not uses_ray and address is not None:
+        raise SettingError(
+            f"--ray-address {address} is for --engine ray; pass that, too, or leave the address "
+            "out",
+            name="ray_address",
+        )
+    if address is not None and "://" in address:
+        raise SettingError(
+            f"--ray-address {address}: Ray Data needs a driver within the cluster; run the command "
+            "on one of its nodes with --ray-address auto",
+            name="ray_address",
+        )
+    if uses_ray and processes.size > 1:
+        raise SettingError(
+            f"--engine ray has one driver, but torchrun has started {processes.size} processes; "
+            "run it without torchrun",
+            name="engine",
+        )
+    return uses_ray
+
+
+def _absolute(location: Path) -> Path:
+    """Return a location that is the same in every folder and on every node."""
+    return location if is_remote(location) else location.absolute()
+
+
+def _with_absolute_source(request: TeacherRequest) -> TeacherRequest:
+    source = request.source
+    if source is not None and os.path.exists(source):
+        source = os.path.abspath(source)
+    return replace(request, source=source)
 
 
 def _tar_names(dataset: Any) -> tuple[str, ...]:
@@ -124,16 +222,16 @@ def _tar_names(dataset: Any) -> tuple[str, ...]:
         ) from None
 
 
-def _policy(given: Mapping[str, Any]) -> TarPolicy:
+def _policy(given: Mapping[str, Any], tars: Sequence[Path]) -> TarPolicy:
     """Return what is done with the tars; a wrong caption rule is refused."""
     from cusa.data.tars.pairs import TEXT_CAPTIONS, caption_reader
-    from cusa.data.tars.paths import is_share
+    from cusa.data.tars.paths import common_folder, is_share
     from cusa.precompute.tars.maker import TarPolicy
 
     caption_rule = given.get("caption", TEXT_CAPTIONS)
     caption_reader(caption_rule)
     on_tar = given.get("on_tar", "fail")
-    return TarPolicy(caption_rule, on_tar, is_share(given.get("tars")))
+    return TarPolicy(caption_rule, on_tar, is_share(given.get("tars")), common_folder(tars))
 
 
 def _set_folder(tars: Sequence[Path], given: Mapping[str, Any]) -> Path:
@@ -174,7 +272,7 @@ def _all_requests(
 
     if any(request.name == PAIRS_FOLDER for request in requests):
         message = f"teacher {PAIRS_FOLDER!r}: this is a folder of the set; pass another NAME=PATH"
-        raise SettingError(message, name=PAIRS_FOLDER)
+        raise SettingError(message, name="teacher")
 
     def modalities_with_teacher() -> list[str]:
         modalities: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cusa.precompute.teachers import TeacherRequest
 
 Outcome = TypeVar("Outcome", covariant=True)
-_MAX_DECODERS = 16
+MAX_DECODERS = 16
 _RUN_OPTIONS = (
     "batch_size",
     "shard_rows",
@@ -63,39 +64,66 @@ def parse_teachers(given: Mapping[str, Any]) -> list[TeacherRequest]:
     if "pooling" in given and not any(request.kind == "vision" for request in requests):
         raise SettingError(
             "--pooling is for Hugging Face vision models, but no --teacher is one; leave it out",
-            name="--pooling",
+            name="pooling",
         )
     for request in requests:
         request.require_hub()
     return requests
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """What a process of a run has to itself.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        cores: Its share of the cores.
+        decoders: Processes that decode images, unless the user says how many.
+    """
+
+    device: str
+    cores: int
+    decoders: int
+
+
+def own_hardware(
+    given: Mapping[str, Any],
+    processes: RunProcesses,
+) -> Hardware:
+    """Return this process's share of this machine.
+
+    Raises:
+        SettingError: If the user asks for a device that the machine does not have.
+    """
+    import torch
+
+    device = pick_device(given.get("device", "auto"))
+    if device == "cuda":
+        # Each process of torchrun has its own GPU.
+        device = f"cuda:{processes.local_rank % torch.cuda.device_count()}"
+    cores = max(1, cpu_count() // processes.local_size)
+    return Hardware(device, cores, min(cores, MAX_DECODERS))
+
+
 def teacher_run_options(
     out: Path,
     given: Mapping[str, Any],
-    processes: RunProcesses,
+    hardware: Hardware,
 ) -> RunOptions:
     """Return the settings of a run from a stage's checked options."""
-    import torch
-
     from cusa.precompute.pipeline import PipelineOptions
     from cusa.precompute.run_options import RunOptions
 
-    device = pick_device(given.get("device", "auto"))
-    uses_cuda = device == "cuda"
-    if uses_cuda:
-        # Each process of torchrun has its own GPU.
-        device = f"cuda:{processes.local_rank % torch.cuda.device_count()}"
+    uses_cuda = hardware.device != "cpu"
     precision = given.get("precision", "auto")
     if precision == "auto":
         precision = "fp16" if uses_cuda else "fp32"
-    cores = max(1, cpu_count() // processes.local_size)
     pipeline = PipelineOptions(
-        device,
+        hardware.device,
         precision,
-        workers=given.get("workers", min(cores, _MAX_DECODERS)),
+        workers=given.get("workers", hardware.decoders),
         # On a GPU, one thread launches a batch while the other fetches rows.
-        encoders=2 if uses_cuda else cores,
+        encoders=2 if uses_cuda else hardware.cores,
         skip_errors=given.get("on_error", "fail") == "skip",
     )
     row_options = {name: given[name] for name in _RUN_OPTIONS if name in given}
@@ -109,7 +137,7 @@ def run_to_end(run: _Run[Outcome], record: RunRecord) -> Outcome:
     except Stopped as stopped:
         raise stopped.with_progress(_how_to_go_on(record)) from None
     except WorkerError as error:
-        raise WorkerError(f"{error}; {_how_to_go_on(record)}", name=error.name) from None
+        raise error.reworded(f"{error}; {_how_to_go_on(record)}") from None
 
 
 def _how_to_go_on(record: RunRecord) -> str:

@@ -97,6 +97,7 @@ def train(
 
         config = chosen_settings(given_settings(given), run_dir, resume)
         if report:
+            # Refuses a run that could not be measured at its end.
             evaluated_store(config)
         with closing(Processes(pick_device(config.train.device))) as processes:
             # All processes use the directory of the first, as the default name contains the time.
@@ -147,7 +148,7 @@ def train_run(
         workers = _workers(config)
         trainer = Trainer(config, processes, workers, run_dir, resume, validation_scores)
     print_setup(screen, trainer)
-    with progress_bar:
+    with closing(trainer.setup.data), progress_bar:
         try:
             trainer.fit(reporters, check_stop)
         except Stopped as stopped:

@@ -4,17 +4,66 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cusa.data.errors import ObjectError
+from cusa.data.files import atomic_file
 
 if TYPE_CHECKING:
     from cusa.data.objects.remote import RemoteFolder
 
-# pathlib writes s3://bucket as s3:/bucket.
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}([^/]*)/*(.*)", re.DOTALL)
+# pathlib writes s3://bucket as s3:/bucket, and s3:// as s3:.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/{1,2}([^/]*)/*(.*))?", re.DOTALL)
 _SCHEMES = ("s3", "gs", "az")
+
+
+class Folder(Protocol):
+    """A folder whose files are brought to this machine."""
+
+    def fetch(
+        self,
+        object_name: str,
+        target: Path,
+    ) -> None:
+        """Write a file of the folder to a path of this machine, whole or not at all.
+
+        Raises:
+            ObjectError: If an object store does not give it.
+            OSError: If this machine does not give it, or the target cannot be written.
+        """
+
+
+class LocalFolder:
+    """A folder of this machine, such as one on a disk in the network.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+    ) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self._path)
+
+    def fetch(
+        self,
+        object_name: str,
+        target: Path,
+    ) -> None:
+        """Copy a file, whole or not at all.
+
+        Raises:
+            OSError: If it cannot be read, or the target cannot be written.
+        """
+        with atomic_file(target) as temporary:
+            shutil.copyfile(self._path / object_name, temporary)
 
 
 def is_remote(location: str | Path) -> bool:
@@ -28,6 +77,13 @@ def location_text(location: str | Path) -> str:
     if url is None:
         return os.fspath(location)
     return _join_url(*url)
+
+
+def absolute_location(location: str | Path) -> str:
+    """Return a URL as users write it, or the absolute path of a path of this machine."""
+    if is_remote(location):
+        return location_text(location)
+    return str(Path(location).absolute())
 
 
 def split_file(location: str | Path) -> tuple[str, str]:
@@ -61,6 +117,17 @@ def open_folder(location: str | Path) -> RemoteFolder:
     return RemoteFolder(scheme, bucket, prefix, _join_url(scheme, bucket, prefix))
 
 
+def folder_at(location: str | Path) -> Folder:
+    """Open a folder of an object store, or one of this machine.
+
+    Raises:
+        ObjectError: As of :func:`open_folder`.
+    """
+    if is_remote(location):
+        return open_folder(location)
+    return LocalFolder(Path(location))
+
+
 def _split_url(location: str | Path) -> tuple[str, str, str] | None:
     """Return scheme, bucket and key of a URL; ``None`` for a path of this machine.
 
@@ -71,8 +138,8 @@ def _split_url(location: str | Path) -> tuple[str, str, str] | None:
     url = _URL.fullmatch(text)
     if url is None:
         return None
-    scheme, bucket, key = url.groups()
-    if scheme not in _SCHEMES and "://" not in text:
+    scheme, bucket, key = url.groups(default="")
+    if scheme not in _SCHEMES and "/" not in text:
         return None
     if scheme not in _SCHEMES or not bucket:
         raise _not_a_location(text)

@@ -91,7 +91,7 @@ def _problem_of_status(
     credentials: str,
 ) -> str:
     code = _CODE.search(description)
-    answer = f"{status}"
+    answer = str(status)
     if code is not None:
         answer = f"{status}, {code[1]}"
     if status in _FORBIDDEN:

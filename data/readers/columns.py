@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from cusa.data.errors import FileFormatError
 from cusa.data.parsing import described
+from cusa.data.shell import flag_of
 
 # The names that published files give to each column, in the spelling of :func:`normalised_name`. If
 # a table has several of them, the first of the list is taken; without the first, it is an error.
@@ -76,15 +77,18 @@ def refuse_columns(chosen: ColumnNames, form: str, path: Path) -> None:
         FileFormatError: Names the first option that was given.
     """
     options = {
-        "--image-column": chosen.image,
-        "--caption-column": chosen.caption,
-        "--id-column": chosen.image_id,
-        "--split-column": chosen.split,
+        "image_column": chosen.image,
+        "caption_column": chosen.caption,
+        "id_column": chosen.image_id,
+        "split_column": chosen.split,
     }
     for option, column in options.items():
         if column is not None:
-            message = f"{path}: {option} {column}: there are no columns in {form}; leave it out"
-            raise FileFormatError(message, path=path, name=option)
+            raise FileFormatError(
+                f"{path}: {flag_of(option)} {column}: there are no columns in {form}; leave it out",
+                path=path,
+                name=option,
+            )
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ class _Chooser:
         raise FileFormatError(
             f"{self.path}: the columns {', '.join(spellings)} could each be the {role}; {advice}",
             path=self.path,
-            name=f"--{role}-column",
+            name=f"{role}_column",
         )
 
     def captions(self, chosen: str | None) -> tuple[str, ...]:
@@ -247,7 +251,7 @@ class _Chooser:
             f"{self.path}: none of the columns {self._shown_columns()} has a usual name of the "
             f"{role} column ({', '.join(usual_names)}); name it with --{role}-column",
             path=self.path,
-            name=f"--{role}-column",
+            name=f"{role}_column",
         )
 
     def _column_named(self, role: str, chosen: str) -> str:
@@ -258,7 +262,7 @@ class _Chooser:
                 f"{self.path}: --{role}-column {chosen}: no such column; legal: "
                 f"{self._shown_columns()}",
                 path=self.path,
-                name=f"--{role}-column",
+                name=f"{role}_column",
             )
         return self._only(role, spellings)
 

@@ -108,7 +108,7 @@ def write_picture(content: bytes, file_path: Path) -> None:
         temporary.replace(file_path)
     except OSError as error:
         message = f"{file_path} cannot be written ({error.strerror}); pass another --image-root"
-        raise DataError(message, path=file_path, name="--image-root") from None
+        raise DataError(message, path=file_path, name="image_root") from None
 
 
 def _suffix(content: bytes) -> str:

@@ -104,7 +104,7 @@ def import_rows(
     if split_name not in data.splits:
         legal_splits = ", ".join(data.splits)
         raise SettingError(
-            f"the data has no split {split_name!r}; it has: {legal_splits}", name=split_name
+            f"the data has no split {split_name!r}; it has: {legal_splits}", name="split"
         )
     table = data.splits[split_name]
     order = match_rows(table, settings.modality, foreign.ids)

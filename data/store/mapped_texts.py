@@ -52,11 +52,13 @@ class Strings(Sequence[str]):
     def _texts(self, rows: np.ndarray) -> list[str]:
         if not len(rows):
             return []
-        starts, stops = self._byte_offsets[rows], self._byte_offsets[rows + 1]
+        starts = self._byte_offsets[rows]
+        stops = self._byte_offsets[rows + 1]
+        is_outside = (starts < 0) | (starts > stops) | (stops > len(self._text_bytes))
         # A damaged text is named by the reader of single ones.
-        if (starts < 0).any() or (starts > stops).any() or (stops > len(self._text_bytes)).any():
+        if is_outside.any():
             return list(map(self._text, rows.tolist()))
-        content = memoryview(self._text_bytes)
+        content = self._text_bytes.data
         bounds = zip(starts.tolist(), stops.tolist(), strict=True)
         try:
             return [str(content[start:stop], "utf-8") for start, stop in bounds]

@@ -69,7 +69,7 @@ class EmbeddingStore:
         if self.path.is_dir():
             raise StoreError(
                 f"{path} is a folder, and a store is a file NAME.h5; pass that (a set of tars is a "
-                "folder, but it can only be trained on, verified and indexed)",
+                "folder, but this command takes stores alone)",
                 path=self.path,
             )
         self._seal = read_seal(self.path, INDEX_FORMAT)
@@ -188,7 +188,7 @@ class EmbeddingStore:
         Raises:
             StoreError: If there is no such teacher, or several and no name.
         """
-        return pick_teacher(self.path, self.teachers, modality, name, flag)
+        return pick_teacher(str(self.path), self.teachers, modality, name, flag)
 
     def skipped(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of a split that any teacher skipped, as unreadable or empty.

@@ -173,7 +173,7 @@ def check_name(name: str) -> None:
     if not name or name != file_name(name) or name.startswith("."):
         raise SettingError(
             f"name {name!r}: legal are letters, digits and . _ -, without a dot at the beginning",
-            name=name,
+            name="name",
         )
 
 

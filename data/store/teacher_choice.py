@@ -10,7 +10,7 @@ from cusa.data.store.schema import TeacherSettings
 
 
 def pick_teacher(
-    store_path: Path,
+    location: str,
     teachers: Mapping[str, TeacherSettings],
     modality: str,
     name: str | None,
@@ -19,7 +19,7 @@ def pick_teacher(
     """Return the name of a modality's teacher: the one requested, or the only one.
 
     Args:
-        store_path: The store, for error messages.
+        location: Path or URL of the store, for error messages.
         teachers: Its teachers' settings by name.
         modality: ``"image"`` or ``"text"``.
         name: The teacher's name; ``None``: the only one.
@@ -35,9 +35,9 @@ def pick_teacher(
 
     if not teacher_names:
         raise StoreError(
-            f"{store_path} holds no {modality} teacher; add one: "
-            f"cusa-precompute --teacher NAME --out {store_path}",
-            path=store_path,
+            f"{location} holds no {modality} teacher; add one: "
+            f"cusa-precompute --teacher NAME --out {location}",
+            path=Path(location),
             name=modality,
         )
     if name is None and len(teacher_names) == 1:
@@ -49,7 +49,7 @@ def pick_teacher(
     if name:
         problem = f"unknown {modality} teacher {name!r}"
     raise StoreError(
-        f"{store_path}: {problem}; pass {flag} with one of: {', '.join(teacher_names)}",
-        path=store_path,
+        f"{location}: {problem}; pass {flag} with one of: {', '.join(teacher_names)}",
+        path=Path(location),
         name=name or modality,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -14,42 +14,12 @@ import numpy as np
 from cusa.data.errors import StoreError
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import read_shard
-from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows, read_manifest
+from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows
+from cusa.data.tars.origin import SetOrigin
 from cusa.data.tars.pair_files import PairFile, pairs_path, read_pairs
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 
 _THREADS = 4
-
-
-@dataclass(frozen=True)
-class SetOrigin:
-    """What a set was made from, which no file of a tar says.
-
-    Attributes:
-        image_root: The folder of the tars, absolute; empty if it is not known.
-        sources: Where each teacher's model was loaded from, by the teacher's name.
-    """
-
-    image_root: str = ""
-    sources: Mapping[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def recorded(location: str | Path) -> SetOrigin:
-        """Return what the manifest of a set says, or nothing if there is no whole one."""
-        try:
-            manifest = read_manifest(location)
-        except StoreError:
-            return SetOrigin()
-        sources = {name: rows.source for name, rows in manifest.teachers.items()}
-        return SetOrigin(manifest.image_root, sources)
-
-    def updated(
-        self,
-        image_root: str,
-        sources: Mapping[str, str],
-    ) -> SetOrigin:
-        """Return the origin with what is known now; an empty folder leaves that known before."""
-        return SetOrigin(image_root or self.image_root, {**self.sources, **sources})
 
 
 def build_manifest(
@@ -61,7 +31,7 @@ def build_manifest(
     Args:
         location: Path or URL of the folder of the set. Of an object store, the files of some tars
             are fetched at a time.
-        origin: What the set was made from; ``None``: as an earlier manifest says.
+        origin: What the set was made from; ``None``: as the set says.
 
     Raises:
         StoreError: If there is no tar, a file is damaged, a teacher lacks a tar's rows, or tars
@@ -78,7 +48,8 @@ def build_manifest(
         read_entry = partial(_fetch_and_read_entry, files, teacher_names)
         entries = list(threads.map(read_entry, names))
 
-    _require_equal("captions", map(attrgetter("caption_rule"), entries), names, folder)
+    caption_rules = [entry.caption_rule for entry in entries]
+    _require_equal("captions", caption_rules, names, folder)
     teachers: dict[str, TarRows] = {}
     for teacher_name in teacher_names:
         shards = [entry.teachers[teacher_name] for entry in entries]
@@ -92,7 +63,7 @@ def build_manifest(
         names=names,
         counts=counts,
         is_complete=np.fromiter(map(attrgetter("is_complete"), entries), bool),
-        caption_rule=entries[0].caption_rule,
+        caption_rule=caption_rules[0],
         pair_seals=_seal_array(map(attrgetter("pair_seal"), entries)),
         teachers=teachers,
         image_root=origin.image_root,
@@ -144,7 +115,7 @@ def stored_modalities(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _ShardEntry:
-    """A teacher's rows for a tar."""
+    """A teacher's rows for a tar; attributes as in :class:`TarRows`."""
 
     settings: TeacherSettings
     seal: str
@@ -155,7 +126,7 @@ class _ShardEntry:
 
 @dataclass(frozen=True)
 class _TarEntry:
-    """A tar's entry in the manifest."""
+    """A tar's entry in the manifest; attributes as in :class:`Manifest`."""
 
     caption_rule: str
     is_complete: bool
@@ -202,11 +173,11 @@ def _read_entry(
                 name=teacher_name,
             )
         teachers[teacher_name] = _ShardEntry(
-            header.settings,
-            info.sha256,
-            info.offset,
-            len(info.skipped),
-            _untrainable_captions(header.settings.modality, info.skipped, pairs),
+            settings=header.settings,
+            seal=info.sha256,
+            offset=info.offset,
+            n_skipped=len(info.skipped),
+            untrainable=_untrainable_captions(header.settings.modality, info.skipped, pairs),
         )
     counts = {
         "n_images": len(pairs.keys),
@@ -231,15 +202,13 @@ def _untrainable_captions(
 
 def _require_equal(
     subject: str,
-    values: Iterable[str],
+    values: Sequence[str],
     names: Sequence[str],
     folder: Path,
 ) -> None:
     """Refuse a set whose tars were made with different settings."""
-    first_value = None
     for name, value in zip(names, values, strict=True):
-        first_value = first_value or value
-        if value != first_value:
+        if value != values[0]:
             raise StoreError(
                 f"{folder}: the {subject} of {name} were made with other settings than those of "
                 f"{names[0]}; move the files of one of them away and run cusa-precompute again",

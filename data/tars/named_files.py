@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 
 import numpy as np
 
-from cusa.data.errors import StoreError
+from cusa.data.errors import CusaError, StoreError
 from cusa.data.store.hdf5 import ArrayLocation
 from cusa.data.store.schema import file_name
-from cusa.data.tars.manifest import TarRows, read_manifest
+from cusa.data.tars.manifest import Manifest, TarRows, read_manifest
 from cusa.data.tars.pair_files import pairs_path
 from cusa.data.tars.set_files import SetFiles
 
@@ -20,20 +19,29 @@ class NamedFiles:
     """The files that the manifest of a tar set names.
 
     Arguments, attributes and errors are those of :class:`cusa.data.tars.tar_set.TarSet`.
+
+    Args:
+        folder: The folder.
+        image_root: The folder of the tars.
+        manifest: The manifest; ``None``: that of the folder.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         image_root: Path | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
         self.path = Path(folder)
         self.files = SetFiles(self.path)
-        self.manifest = read_manifest(self.path)
+        if manifest is None:
+            manifest = read_manifest(self.path)
+        self.manifest = manifest
         self.image_root = image_root
         if image_root is None and self.manifest.image_root:
             self.image_root = Path(self.manifest.image_root)
-        self._number_of_tar = dict(zip(self.manifest.names, itertools.count(), strict=False))
+        names = self.manifest.names
+        self._number_of_tar = dict(zip(names, range(len(names)), strict=True))
 
     def tar_path(
         self,
@@ -46,7 +54,7 @@ class NamedFiles:
         """
         if self.image_root is None:
             raise StoreError(
-                f"{self.path} does not say where its tars are; pass their folder as --image-root",
+                f"{self.files} does not say where its tars are; pass their folder as --image-root",
                 path=self.path,
                 name="image_root",
             )
@@ -104,6 +112,14 @@ class NamedFiles:
             dtype=np.dtype(stored.settings.dtype).newbyteorder("<").str,
         )
 
+    def elsewhere(
+        self,
+        error: CusaError,
+        tar: str,
+    ) -> CusaError:
+        """Return an error on a file of a tar as the user knows the file: here, as it is."""
+        return error
+
     def _rows_of(
         self,
         teacher: str,
@@ -111,7 +127,7 @@ class NamedFiles:
         if teacher not in self.manifest.teachers:
             legal_teachers = ", ".join(self.manifest.teachers)
             raise StoreError(
-                f"{self.path} has no teacher {teacher!r}; it has: {legal_teachers}",
+                f"{self.files} has no teacher {teacher!r}; it has: {legal_teachers}",
                 path=self.path,
                 name=teacher,
             )

@@ -107,9 +107,9 @@ def mapped_rows(
     Raises:
         StoreError: If the file is missing, or not the one that the manifest names.
     """
-    path, seal = tar_set.rows_path(teacher, tar), tar_set.rows_seal(teacher, tar)
-    location = tar_set.rows_location(teacher, tar)
-    return MappedFile(path, SHARD_FORMAT, seal).array(location)
+    seal = tar_set.rows_seal(teacher, tar)
+    file = MappedFile(tar_set.rows_path(teacher, tar), SHARD_FORMAT, seal)
+    return file.array(tar_set.rows_location(teacher, tar))
 
 
 def open_unchanged(
@@ -122,7 +122,8 @@ def open_unchanged(
         TarError: If it is missing, cannot be read, or has another length.
     """
     try:
-        file = os.open(path, os.O_RDONLY)
+        # Not to wait for the writer of a named pipe, which is then refused by its length.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise unreadable_tar(path, error) from None
     if os.fstat(file).st_size != n_bytes:

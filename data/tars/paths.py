@@ -130,7 +130,8 @@ def _expand_url(url: str) -> list[Path]:
     """
     if url.endswith(_SUFFIX) and not glob.has_magic(url):
         return [Path(url)]
-    location, pattern = url, f"[!.]*{_SUFFIX}"
+    location = url
+    pattern = f"[!.]*{_SUFFIX}"
     if glob.has_magic(url):
         location, pattern = split_file(url)
     names = (entry.name for entry in open_folder(location).list())

@@ -83,7 +83,7 @@ class TarSet(NamedFiles):
         """
         if split != SET_SPLIT:
             raise StoreError(
-                f"{self.path} has no split {split!r}: a set of tars is a single split, "
+                f"{self.files} has no split {split!r}: a set of tars is a single split, "
                 f"{SET_SPLIT!r}",
                 path=self.path,
                 name=split,
@@ -111,12 +111,23 @@ class TarSet(NamedFiles):
         Raises:
             StoreError: If the set has no such tar, or its file is damaged or another one.
         """
-        seal = self.pairs_seal(tar)
         with self.files.on_disk([f"{PAIRS_FOLDER}/{tar}.h5"]) as folder:
-            path = pairs_path(folder, tar)
-            pairs = read_pairs(path)
-            if pairs.seal != seal:
-                self._refuse_replaced(path)
+            return self.pairs_in(pairs_path(folder, tar), tar)
+
+    def pairs_in(
+        self,
+        path: Path,
+        tar: str,
+    ) -> PairFile:
+        """Read the pairs of a tar from its file, or from a copy, which has the file's name.
+
+        Raises:
+            StoreError: As of :meth:`pairs`.
+        """
+        seal = self.pairs_seal(tar)
+        pairs = read_pairs(path)
+        if pairs.seal != seal:
+            self._refuse_replaced(path)
         return pairs
 
     def rows(
@@ -136,11 +147,23 @@ class TarSet(NamedFiles):
             StoreError: If the set has no such teacher or tar, or the file is damaged or another
                 one.
         """
-        location = self.rows_location(teacher, tar)
-        path = self.rows_path(teacher, tar)
         shard_file = f"{file_name(teacher)}/{tar}.h5"
         with self.files.on_disk([shard_file]) as folder:
-            content = self._read_sealed(folder / shard_file, self.rows_seal(teacher, tar))
+            return self.rows_in(folder / shard_file, teacher, tar)
+
+    def rows_in(
+        self,
+        path: Path,
+        teacher: str,
+        tar: str,
+    ) -> np.ndarray:
+        """Read the rows of a teacher for a tar from their file, or from a copy.
+
+        Raises:
+            StoreError: As of :meth:`rows`.
+        """
+        location = self.rows_location(teacher, tar)
+        content = self._read_sealed(path, self.rows_seal(teacher, tar))
         stop = location.offset + location.n_bytes
         if not 0 <= location.offset <= stop <= len(content):
             refuse(path, "rows", "they are not where the manifest says")
@@ -190,7 +213,7 @@ class TarSet(NamedFiles):
         Raises:
             StoreError: If there is no such teacher, or several and no name.
         """
-        return pick_teacher(self.path, self.teachers, modality, name, flag)
+        return pick_teacher(str(self.files), self.teachers, modality, name, flag)
 
     def choose_teacher(
         self,

@@ -98,8 +98,10 @@ def _problem(
     name = f"{sealed_file.path.parent.name}/{sealed_file.path.name}"
     with files.on_disk([name]) as folder:
         problem = file_problem(folder / name, sealed_file.file_format, sealed_file.seal)
-        # A file that was fetched is called by its URL.
-        return problem and problem.replace(str(folder), str(files))
+    if problem is None:
+        return None
+    # A file that was fetched is called by its URL.
+    return problem.replace(str(folder), str(files))
 
 
 def set_aside_in_set(damages: Sequence[Damage]) -> list[Path]:

@@ -51,11 +51,11 @@ def with_teachers(
 ) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
     """Return a webdataset stage that adds the teachers' rows to each sample, by its key.
 
-    ``dataset.compose(with_teachers(TarSet("cc12m_teachers")))``, after the tars are opened and
-    before samples are shuffled, as the rows are read tar by tar. A sample gets
-    ``"image_teacher"``, ``[dim]``, and ``"text_teacher"``: ``[dim]``, or ``[n_captions, dim]`` if
-    captions are a field of the ``.json`` file, without a row for a blank caption. Samples that the
-    set left out, or that a teacher skipped, are dropped.
+    ``dataset.compose(with_teachers(TarSet("cc12m_teachers")))``, after samples are decoded, as
+    ``decode`` refuses arrays, and before they are shuffled, as the rows are read tar by tar. A
+    sample gets ``"image_teacher"``, ``[dim]``, and ``"text_teacher"``: ``[dim]``, or
+    ``[n_captions, dim]`` if captions are a field of the ``.json`` file, without a row for a blank
+    caption. Samples that the set left out, or that a teacher skipped, are dropped.
 
     Args:
         tar_set: The set.

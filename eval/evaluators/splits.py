@@ -94,7 +94,7 @@ class SplitFinder:
             raise DataError(
                 "no data to measure on, since no model is a run of cusa-train; pass --dataset "
                 "NAME or PATH, or --embeddings STORE",
-                name="--dataset",
+                name="dataset",
             )
         config = load_run(run_dir)[0].data
         # A run that validates on another store than it trains on is measured on that, too.

@@ -34,11 +34,13 @@ class TarPolicy:
         caption_rule: Where captions are: ``"txt"`` or ``"json:FIELD"``.
         on_tar: On a damaged tar: stop, skip it, or keep its whole samples.
         is_share: Whether other jobs make other tars of the set, so that no manifest is written.
+        image_root: The folder of all tars of the set, absolute; empty if they are in several.
     """
 
     caption_rule: str
     on_tar: OnTar
     is_share: bool
+    image_root: str
 
 
 class TarMaker:

@@ -8,9 +8,9 @@ from pathlib import Path
 from cusa.data.files import sweep_dead
 from cusa.data.store.schema import file_name
 from cusa.data.tars.manifest import Manifest, write_manifest
-from cusa.data.tars.manifest_building import SetOrigin, build_manifest
+from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.origin import record_origin
 from cusa.data.tars.pairs import TarPairs
-from cusa.data.tars.paths import common_folder
 from cusa.data.tars.set_files import PAIRS_FOLDER
 from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
@@ -76,18 +76,32 @@ class TarRun:
             CusaError: If the folder holds other settings, or an item or a teacher fails.
         """
         with announced_failure(self._processes):
-            maker = TarMaker(
-                self._requests,
-                self._options,
-                self._policy,
-                self._workplace,
-                self._processes,
-                self._reporter,
-                self._check_stop,
-            )
-            numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
-            self._make([self._tars[number] for number in numbers], maker)
-            return self._finish(maker.sources)
+            self._make_missing()
+            return self._finish()
+
+    def _make_missing(self) -> None:
+        """Make the rows of tars that are not finished."""
+        maker = TarMaker(
+            self._requests,
+            self._options,
+            self._policy,
+            self._workplace,
+            self._processes,
+            self._reporter,
+            self._check_stop,
+        )
+        numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
+        if self._processes.leads:
+            # Before anything is made, so that whatever is finished can be trained on in place.
+            self._record_origin(maker.sources)
+        self._make([self._tars[number] for number in numbers], maker)
+
+    def _record_origin(
+        self,
+        sources: Mapping[str, str],
+    ) -> None:
+        """Let the set say where its tars are, and where each teacher was loaded from."""
+        record_origin(self._workplace.location, self._policy.image_root, sources)
 
     def _find_pending(self) -> list[int]:
         """Return the numbers of the tars that are not finished; only the leading process looks.
@@ -96,8 +110,7 @@ class TarRun:
             StoreError: If captions of finished tars were read by another rule.
         """
         stored.require_caption_rule(self._folder, self._policy.caption_rule)
-        folders = ["", PAIRS_FOLDER, *map(file_name, self._teacher_names)]
-        sweep_dead([self._folder / folder for folder in folders])
+        self._sweep()
         pending: list[int] = []
         self._workplace.list_again()
         for number, tar in enumerate(self._tars):
@@ -106,6 +119,11 @@ class TarRun:
         n_tars = len(self._tars)
         self._reporter.planned(*_BAR, n_tars, n_tars - len(pending))
         return pending
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left behind."""
+        folders = ["", PAIRS_FOLDER, *map(file_name, self._teacher_names)]
+        sweep_dead([self._folder / folder for folder in folders])
 
     @property
     def _teacher_names(self) -> list[str]:
@@ -143,15 +161,8 @@ class TarRun:
         n_done = self._processes.add("tars", n_tars)
         self._reporter.advanced(*_BAR, n_done, "")
 
-    def _finish(
-        self,
-        sources: Mapping[str, str],
-    ) -> Manifest | None:
-        """Wait for all processes, and let the leading one write the manifest.
-
-        Args:
-            sources: Where each teacher was loaded from, by its name.
-        """
+    def _finish(self) -> Manifest | None:
+        """Wait for all processes, and let the leading one write the manifest."""
         if not self._processes.leads:
             self._processes.tell(f"done-{self._processes.rank}", True)
             return None
@@ -160,7 +171,6 @@ class TarRun:
         if self._policy.is_share:
             return None
         location = self._workplace.location
-        origin = SetOrigin.recorded(location).updated(common_folder(self._tars), sources)
-        manifest = build_manifest(location, origin)
+        manifest = build_manifest(location)
         write_manifest(location, manifest)
         return manifest

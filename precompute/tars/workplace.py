@@ -205,15 +205,15 @@ class Workplace:
 @contextmanager
 def open_workplace(
     location: Path,
-    tars: Sequence[Path],
+    has_copies: bool,
 ) -> Iterator[Workplace]:
     """Open the workplace of a set; copies are dropped at the end.
 
     Args:
         location: Path or URL of the folder of the set.
-        tars: The tars.
+        has_copies: Whether the set or tars are in an object store.
     """
-    if not any(map(is_remote, [location, *tars])):
+    if not has_copies:
         yield Workplace(location, location)
         return
     with scratch_folder() as scratch:

@@ -473,7 +473,7 @@ def test_missing_files(tmp_path):
         assert caught.value.path == tmp_path / "wide.csv"
     with pytest.raises(DataError) as caught:
         load_dataset(os.fsdecode(b"caf\xe9.csv"))
-    assert caught.value.name == "--dataset"
+    assert caught.value.name == "dataset"
 
 
 ODD_VALUES = [

@@ -185,7 +185,7 @@ def test_embeddings_in_files_are_joined_by_id(home, here):
     ) == Fault(EmbeddingsError, name="dimensions")
     assert run_fault(
         "eval", "--model", home / "clip", "--image-ids", "ids.txt", *_dataset(home)
-    ) == Fault(SettingError, path=Path("ids.txt"), name="--image-ids")
+    ) == Fault(SettingError, path=Path("ids.txt"), name="image_ids")
 
 
 def test_results_of_another_model_of_the_same_name_are_kept(here):
@@ -212,7 +212,7 @@ def test_results_of_another_model_of_the_same_name_are_kept(here):
     run_ok(*args, "one/rows.npy")
     before = strict(here / "runs/eval/rows/images.json")
     assert run_fault(*args, "two/rows.npy") == Fault(
-        RunError, path=Path("runs/eval/rows"), name="--name"
+        RunError, path=Path("runs/eval/rows"), name="name"
     )
     assert strict(here / "runs/eval/rows/images.json") == before
     run_ok(*args, "two/rows.npy", "--name", "second")
@@ -254,7 +254,7 @@ def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home,
         *args, "--split", "val"
     )  # no one publishes those
     assert "protocols" not in strict(here / "runs/eval/clip/metrics.json")["heads"]["cross"]
-    assert run_fault(*args, "--allow-partial", "--pmrp", here) == Fault(SettingError, name="--pmrp")
+    assert run_fault(*args, "--allow-partial", "--pmrp", here) == Fault(SettingError, name="pmrp")
 
 
 def test_an_image_that_is_skipped_in_a_store(home, here):
@@ -300,7 +300,7 @@ def test_what_cannot_be_measured_is_one_line(home, here):
     clip, data = ("eval", "--model", home / "clip"), _dataset(home)
     assert run_fault("eval", "--model", home / "vit", *data) == Fault(StudentError, name="vit")
     assert run_fault("eval", "--model", home / "bert", *data) == Fault(StudentError, name="bert")
-    assert run_fault(*clip) == Fault(DataError, name="--dataset")
+    assert run_fault(*clip) == Fault(DataError, name="dataset")
     assert run_fault(*clip, *data, "--split", "dev") == Fault(DataError, name="dev")
     assert run_fault(*clip, "--dataset", "nowhere.json") == Fault(
         DataError, path=Path("nowhere.json")
@@ -389,16 +389,16 @@ def test_image_sets_that_are_not_there_or_ambiguous(home, here):
     make_classes(here / "cub")
     args = ("eval", "images", "--model", home / "vit")
     assert run_fault(*args) == Fault(DataError, path=Path("data"))
-    assert run_fault(*args, "--data", "birds=one/birds") == Fault(SettingError, name="birds")
+    assert run_fault(*args, "--data", "birds=one/birds") == Fault(SettingError, name="data")
     assert run_fault(*args, "--data", "cubs") == Fault(DataError, path=here / "cubs")
     assert run_fault(*args, "--data", "one/birds", "--data", "two/birds") == Fault(
-        SettingError, name="birds"
+        SettingError, name="data"
     )
     assert run_fault(*args, "--data", "cub") == Fault(DataError, path=here / "data/cub")
     assert run_fault(*args, "--data", "cub=one/birds") == Fault(
         DataError, path=here / "one/birds", name="cub"
     )
-    assert run_fault(*args, "--data", "./cub") == Fault(SettingError, path=Path("cub"), name="cub")
+    assert run_fault(*args, "--data", "./cub") == Fault(SettingError, path=Path("cub"), name="data")
     assert run_fault("eval", "images", "--model", home / "bert", "--data", "one/birds") == Fault(
         StudentError, name="bert"
     )
@@ -429,7 +429,7 @@ def test_one_image_and_no_positive_is_strict_json(home, here):
     )
     found = strict(here / "runs/eval/vit/images.json")["sets"]["lonely"]["heads"]["cross"]
     assert (found["r1"], found["precision_at_1"], found["map_at_r"]) == (0, None, None)
-    assert run_fault("eval", "compare", "runs/eval/vit") == Fault(SettingError, name="MODEL")
+    assert run_fault("eval", "compare", "runs/eval/vit") == Fault(SettingError, name="models")
     out = run_ok("eval", "compare", "runs/eval/vit", "runs/eval/vit", "--bootstrap", 5)
     assert "differences from vit" in out
 
@@ -479,7 +479,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(home, here):
     (here / "file").write_text("")
     assert run_fault(
         "eval", "--model", home / "clip", *_dataset(home), "--out", here / "file" / "x"
-    ) == Fault(SettingError, path=here / "file", name="--out")
+    ) == Fault(SettingError, path=here / "file", name="out")
     assert not (here / "runs").exists()
 
 
@@ -521,7 +521,7 @@ def test_compare(home, adapter, here):
     }
     run_ok(*args)
     assert (adapter.parent / "eval/comparison.json").is_file()
-    assert run_fault("eval", "compare", adapter) == Fault(SettingError, name="MODEL")
+    assert run_fault("eval", "compare", adapter) == Fault(SettingError, name="models")
     assert run_fault("eval", "compare", adapter, "other") == Fault(RunError, path=Path("other"))
     (here / "other").mkdir()
     assert run_fault("eval", "compare", adapter, "other") == Fault(RunError, path=Path("other"))

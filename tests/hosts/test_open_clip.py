@@ -414,12 +414,12 @@ def _bad_tables(folder, tmp_path):
     [
         ("--train-data", "{folder}/val.tsv", DataError, "{val_image}"),
         ("--train-data", "{tmp}/other.tsv", DataError, "{folder}/0.png"),
-        ("--train-data", "{tmp}/header.tsv", DataError, "--csv-img-key"),
+        ("--train-data", "{tmp}/header.tsv", DataError, "csv_img_key"),
         ("--train-data", "{tmp}/empty.tsv", DataError, ""),
-        ("--csv-separator", ",", DataError, "--csv-img-key"),
-        ("--train-data", "{tmp}/x.tar", SettingError, "--train-data"),
-        ("--dataset-type", "synthetic", SettingError, "--train-data"),
-        ("--distill-model", "ViT-B-32", SettingError, "--distill-model"),
+        ("--csv-separator", ",", DataError, "csv_img_key"),
+        ("--train-data", "{tmp}/x.tar", SettingError, "train_data"),
+        ("--dataset-type", "synthetic", SettingError, "train_data"),
+        ("--distill-model", "ViT-B-32", SettingError, "distill_model"),
         ("--set", "loss.terms=[contrastive]", SettingError, "loss.terms"),
         ("--set", "loss.alpha=x", SettingError, "loss.alpha"),
         ("--set", "train.epochs=3", SettingError, "train.epochs"),
@@ -448,7 +448,7 @@ def test_processes_must_gather_with_gradients(trainer, folder, tmp_path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingError) as caught:
         trainer.train(folder / "store.h5", _arguments(folder, tmp_path))
-    assert caught.value.name == "--gather-with-grad"
+    assert caught.value.name == "gather_with_grad"
 
 
 def test_a_run_without_soft_labels_is_not_resumed(trainer, folder, whole, tmp_path):

@@ -380,7 +380,7 @@ def test_the_pooling_is_named_recorded_and_kept(tmp_path):
     error = run_failure(
         "precompute", "--dataset", manifest, *own_pooling, "--out", tmp_path / "t.h5"
     )
-    assert (type(error), error.name) == (SettingError, "--pooling")
+    assert (type(error), error.name) == (SettingError, "pooling")
 
 
 def test_an_audit_with_a_model_without_the_recorded_pooling_says_so(tmp_path):

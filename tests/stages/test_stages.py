@@ -211,7 +211,7 @@ def test_every_kind_of_data_is_taken(tmp_path, monkeypatch, teachers):
         ({"shard_range": (0, 1, 2)}, SettingError, "shard_range"),
         ({"check_pictures": "yes"}, SettingError, "check_pictures"),
         ({"splits": []}, SettingError, "splits"),
-        ({"pooling": "cls", "teacher": "minilm"}, SettingError, "--pooling"),
+        ({"pooling": "cls", "teacher": "minilm"}, SettingError, "pooling"),
     ],
 )
 def test_wrong_options_of_precompute(tmp_path, options, kind, name):
@@ -260,7 +260,7 @@ def test_all_faults_of_the_data_are_told(tmp_path, teachers):
         ({"settings": {"loss": {"alpha": 1}, "loss.alpha.beta": 2}}, "loss.alpha"),
         ({"settings": {"a" + ".b" * 5000: 1}}, "a" + ".b" * 5000),
         ({"settings": ["loss.alpha"]}, "loss.alpha"),
-        ({"preset": "nope"}, "nope"),
+        ({"preset": "nope"}, "preset"),
         ({"resume": True, "run_dir": None}, "run_dir"),
     ],
 )

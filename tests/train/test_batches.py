@@ -93,7 +93,7 @@ def test_order_is_a_permutation_by_seed_and_epoch():
     assert np.concatenate(list(order)).tolist() != first.tolist()
     with pytest.raises(CusaError) as refused:
         EpochOrder(10, 11, seed=0)
-    assert fault_of(refused.value) == Fault(SettingError, name="--batch-size")
+    assert fault_of(refused.value) == Fault(SettingError, name="batch_size")
 
 
 def test_an_epoch_goes_on_where_it_was_left_and_processes_share_each_batch():
@@ -108,7 +108,7 @@ def test_an_epoch_goes_on_where_it_was_left_and_processes_share_each_batch():
     np.testing.assert_array_equal([np.concatenate(p) for p in zip(*parts, strict=True)], whole)
     with pytest.raises(CusaError) as refused:
         EpochOrder(50, 30, seed=2, size=2)
-    assert fault_of(refused.value) == Fault(SettingError, name="--batch-size")
+    assert fault_of(refused.value) == Fault(SettingError, name="batch_size")
 
 
 @pytest.fixture(scope="module")

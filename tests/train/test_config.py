@@ -53,7 +53,7 @@ def test_presets():
     assert configs["demo"].student.name == "adapter"
     with pytest.raises(CusaError) as refused:
         load_preset("x")
-    assert fault_of(refused.value) == Fault(SettingError, name="x")
+    assert fault_of(refused.value) == Fault(SettingError, name="preset")
 
 
 def test_settings_reach_their_place():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cusa.data.errors import DataError, RunError, StudentError, WorkerError
+from cusa.data.errors import DataError, ImageError, RunError, StudentError, WorkerError
 from cusa.train.commands import resume_command
 from cusa.train.saving import run_dir as run_files
 from cusa.train.saving.run_dir import Checkpoints, read_metrics
@@ -24,6 +24,7 @@ from tests.helpers import (
     ADAPTER,
     Fault,
     ForkedCommand,
+    fault_of,
     kill_at,
     make_pairs,
     make_store,
@@ -321,7 +322,7 @@ def test_a_reader_that_is_killed_is_an_error_with_a_way_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_on", step)
         error = run_failure("train", *args)
-    assert isinstance(error, DataError)
+    assert isinstance(error, WorkerError)
     assert f"go on with: {resume_command(tmp_path / 'run')}" in str(error)
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
     _assert_same(whole, tmp_path / "run")
@@ -490,7 +491,7 @@ def test_images_that_vanish_stop_the_run_with_a_checkpoint(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_on", step)
         error = run_failure("train", *args, "--workers", 0)
-    assert isinstance(error, DataError)
+    assert fault_of(error) == Fault(ImageError, picture)
     assert f"go on with: {resume_command(run_dir)}" in str(error)
     kept = int(Checkpoints(run_dir).paths()[-1].stem[-9:])
     assert 6 <= kept < 12

@@ -43,7 +43,7 @@ def test_a_grid_is_every_combination_the_last_axis_fastest():
 def test_faulty_grids(axes):
     with pytest.raises(SettingError) as refused:
         parse_grid(axes)
-    assert refused.value.name == "--sweep"
+    assert refused.value.name == "sweep"
 
 
 def test_the_table_over_seeds_by_hand(tmp_path):
@@ -156,6 +156,6 @@ def test_without_a_folder_the_same_command_finds_its_own(tmp_path, monkeypatch):
 def test_bad_sweeps(tmp_path):
     index = make_store(tmp_path / "store")
     args = _sweep(index, tmp_path / "s")
-    assert run_fault("train", *args, "--resume") == Fault(SettingError, name="--resume")
+    assert run_fault("train", *args, "--resume") == Fault(SettingError, name="resume")
     assert run_fault("train", *args[:-1], "train.sed=1") == Fault(SettingError, name="train.sed")
     assert not (tmp_path / "s").exists()

@@ -227,7 +227,7 @@ def test_bad_command_lines(index, tmp_path):
     assert error("seed=1") == Fault(SettingError, name="seed=1")
     assert error(store=tmp_path / "no.h5") == Fault(StoreError, path=tmp_path / "no.h5")
     if not torch.cuda.is_available():
-        assert error("--device", "cuda") == Fault(SettingError, name="--device")
+        assert error("--device", "cuda") == Fault(SettingError, name="device")
     assert run_fault("train", "--run-dir", tmp_path / "run") == Fault(
         SettingError, name="data.embeddings"
     )
@@ -527,7 +527,7 @@ def test_an_image_that_vanished_is_named(pairs, tmp_path):
         for workers in (0, 1):
             assert run_fault(
                 "train", *args, "--workers", workers, "--run-dir", tmp_path / f"run{workers}"
-            ) == Fault(DataError)
+            ) == Fault(ImageError, image)
     finally:
         image.write_bytes(content)
 

@@ -37,7 +37,11 @@ class TarInputs(Protocol):
 
     @property
     def teachers(self) -> Sequence[str]:
-        """Return the names of teachers whose rows the student's inputs need."""
+        """Return the names of the teachers without whose rows a pair has no inputs."""
+
+    @property
+    def encoders(self) -> Sequence[str]:
+        """Return the names of the teachers whose rows are the inputs."""
 
     @property
     def reads_images(self) -> bool:
@@ -70,9 +74,14 @@ class StoredTarInputs:
     reads_images = False
 
     @property
-    def teachers(self) -> tuple[str, str]:
-        """Return the names of the encoders."""
+    def encoders(self) -> tuple[str, str]:
+        """Return the names of both encoders."""
         return self.image_encoder, self.text_encoder
+
+    @property
+    def teachers(self) -> tuple[str, str]:
+        """Return the names of the encoders: a pair needs the rows of both."""
+        return self.encoders
 
     def images(
         self,
@@ -102,6 +111,7 @@ class TarFileInputs:
     processors: Processors
     normalizer_name: str
     teachers: tuple[str, ...]
+    encoders = ()
     reads_images = True
 
     def images(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cusa.data.errors import DataError
+from cusa.data.objects.folder import is_remote
+from cusa.data.tars.cache import TarCache
 from cusa.data.tars.tar_set import TarSet
-from cusa.train.config import Config
+from cusa.train.config import Config, DataConfig
 from cusa.train.saving.provenance import Provenance
 from cusa.train.student import Processors
 from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs, TarInputs
-from cusa.train.tars.pairs import TarSetPairs
-from cusa.train.tars.supply import InPlace, TarSupply
+from cusa.train.tars.pairs import TarSetPairs, rows_read
+from cusa.train.tars.supply import InPlace, TarSource, TarSupply
 
 # Tars that are open beyond those of the streams' windows, as batches lie across two of them.
 _MORE_OPEN = 2
+_GIGABYTE = 10**9
 
 
 def open_tar_pairs(
@@ -40,16 +45,35 @@ def open_tar_pairs(
         _require_image_root(tar_set)
         every_teacher = tuple(tar_set.manifest.teachers)
         inputs = TarFileInputs(processors, config.data.normalizer, every_teacher)
-    teachers = [teacher.name for teacher in provenance.teachers.values()]
+    teachers = tuple(teacher.name for teacher in provenance.teachers.values())
     n_at_once = config.data.window * config.data.streams
-    pairs = TarSetPairs(tar_set, inputs, teachers, n_at_once + _MORE_OPEN)
-    source = InPlace(tar_set, pairs.teachers_in_use, pairs.reads_images)
+    source = _source(tar_set, config.data, rows_read(teachers, inputs), inputs.reads_images)
+    pairs = TarSetPairs(source.files, inputs, teachers, n_at_once + _MORE_OPEN)
     return pairs, TarSupply(pairs, tuple(tar_set.manifest.names), source, n_at_once)
+
+
+def _source(
+    tar_set: TarSet,
+    data: DataConfig,
+    teachers: tuple[str, ...],
+    reads_images: bool,
+) -> TarSource:
+    """Return where batches read files from: the set and its tars, or copies of both."""
+    locations = [tar_set.path]
+    if reads_images and tar_set.image_root is not None:
+        locations.append(tar_set.image_root)
+    if data.cache is None and not any(map(is_remote, locations)):
+        return InPlace(tar_set, teachers, reads_images)
+    folder = None
+    if data.cache is not None:
+        folder = Path(data.cache)
+    n_bytes_kept = int(data.cache_gb * _GIGABYTE)
+    return TarCache(tar_set, folder, n_bytes_kept, teachers, reads_images)
 
 
 def _require_image_root(tar_set: TarSet) -> None:
     folder = tar_set.tar_path(tar_set.manifest.names[0]).parent
-    if not folder.is_dir():
+    if not is_remote(folder) and not folder.is_dir():
         raise DataError(
             f"folder {folder} of the tars does not exist; pass --image-root",
             path=folder,

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
+from cusa.data.errors import CusaError
+from cusa.data.tars.named_files import NamedFiles
 from cusa.data.tars.open_tar import OpenTar
 from cusa.data.tars.tar_set import TarSet
 from cusa.train.loader import Batch
@@ -27,7 +29,7 @@ class TarSetPairs(Dataset[Batch]):
     The tars of the last batches stay open, so that each worker process opens a tar once.
 
     Args:
-        tar_set: The set; a worker process has its own copy.
+        files: The set, or the copies of its files in a cache; a worker process has its own.
         inputs: Reader of the student's inputs.
         teachers: Names of the image teacher and the text teacher; empty if no soft labels are used.
         n_open: How many tars are open at a time, at least those of one batch.
@@ -35,26 +37,27 @@ class TarSetPairs(Dataset[Batch]):
     Attributes:
         n_trainable: int64 ``[n_tars]``, the trainable pairs of each tar.
         n_left_out: Pairs that are left out.
-        teachers_in_use: Names of all teachers whose rows are read, or decide what is left out.
+        teachers_read: Names of all teachers whose rows are read.
         reads_images: Whether pictures are read from the tars.
     """
 
     def __init__(
         self,
-        tar_set: TarSet,
+        files: NamedFiles,
         inputs: TarInputs,
         teachers: Sequence[str],
         n_open: int,
     ) -> None:
-        self._tar_set = tar_set
+        self._files = files
         self._inputs = inputs
         self._teachers = teachers
         self._n_open = n_open
         self._open_tars: OrderedDict[int, OpenTar] = OrderedDict()
-        self.teachers_in_use = tuple(dict.fromkeys([*teachers, *inputs.teachers]))
+        self._deciding_teachers = tuple(dict.fromkeys([*teachers, *inputs.teachers]))
+        self.teachers_read = rows_read(teachers, inputs)
         self.reads_images = inputs.reads_images
-        manifest = tar_set.manifest
-        self.n_trainable = manifest.n_trainable(self.teachers_in_use)
+        manifest = files.manifest
+        self.n_trainable = manifest.n_trainable(self._deciding_teachers)
         n_captions = int(manifest.counts["n_captions"].sum())
         self.n_left_out = n_captions - int(self.n_trainable.sum())
         self._first_pairs = _starts(self.n_trainable)
@@ -84,7 +87,25 @@ class TarSetPairs(Dataset[Batch]):
         self,
         pairs: ArrayLike,
     ) -> Batch:
-        pair_numbers = np.asarray(pairs)
+        try:
+            return self._read(np.asarray(pairs))
+        except CusaError as error:
+            raise self._elsewhere(error, pairs) from None
+
+    def _elsewhere(
+        self,
+        error: CusaError,
+        pairs: ArrayLike,
+    ) -> CusaError:
+        """Return an error on a copy as one on the tar or the file of the set."""
+        for tar_number in self.tars_of(pairs).tolist():
+            error = self._files.elsewhere(error, self._files.manifest.names[tar_number])
+        return error
+
+    def _read(
+        self,
+        pair_numbers: np.ndarray,
+    ) -> Batch:
         tar_of_each = self._tar_of_each(pair_numbers)
         image_ids = np.empty(len(pair_numbers), np.int64)
         rows: list[TarRows] = []
@@ -115,7 +136,7 @@ class TarSetPairs(Dataset[Batch]):
     ) -> TarRows:
         """Return the rows of pairs, given their numbers among the trainable pairs of a tar."""
         tar = self._open(tar_number)
-        left_out = self._tar_set.manifest.untrainable(tar_number, self.teachers_in_use)
+        left_out = self._files.manifest.untrainable(tar_number, self._deciding_teachers)
         kept_before = left_out - np.arange(len(left_out))
         caption_rows = numbers_in_tar + np.searchsorted(kept_before, numbers_in_tar, "right")
         return TarRows(tar, positions, tar.caption_image[caption_rows], caption_rows)
@@ -129,11 +150,19 @@ class TarSetPairs(Dataset[Batch]):
         if tar is None:
             while len(self._open_tars) >= self._n_open:
                 self._open_tars.popitem(last=False)
-            name = self._tar_set.manifest.names[tar_number]
-            tar = OpenTar(self._tar_set, name, self.teachers_in_use, self.reads_images)
+            name = self._files.manifest.names[tar_number]
+            tar = OpenTar(self._files, name, self.teachers_read, self.reads_images)
             self._open_tars[tar_number] = tar
         self._open_tars.move_to_end(tar_number)
         return tar
+
+
+def rows_read(
+    teachers: Sequence[str],
+    inputs: TarInputs,
+) -> tuple[str, ...]:
+    """Return the names of all teachers whose rows are read: for soft labels, and as inputs."""
+    return tuple(dict.fromkeys([*teachers, *inputs.encoders]))
 
 
 class ImageNames(Sequence[str]):

@@ -1,7 +1,7 @@
 """The supply of a training run with tars, verified before batches use them.
 
-The files of a set may be damaged or replaced. One thread of the training process looks
-after the tars that come next, while worker processes read batches from those that are there.
+The files of a set may be damaged, replaced, or in an object store. Threads of the training process
+look after the tars that come next, while worker processes read batches from those that are there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
 import numpy as np
 
 from cusa.data.errors import StoreError
+from cusa.data.tars.named_files import NamedFiles
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.loader import Batch
@@ -24,7 +26,17 @@ from cusa.train.tars.pairs import TarSetPairs
 
 
 class TarSource(Protocol):
-    """Where batches read the files of tars from."""
+    """Where batches read the files of tars from.
+
+    Attributes:
+        n_threads: How many tars may be brought at a time.
+    """
+
+    n_threads: int
+
+    @property
+    def files(self) -> NamedFiles:
+        """Return where the files are that were brought."""
 
     def bring(
         self,
@@ -43,6 +55,9 @@ class TarSource(Protocol):
     ) -> None:
         """Forget a tar that no batch needs for now."""
 
+    def close(self) -> None:
+        """Forget all, as no batch is read any more."""
+
 
 @dataclass(frozen=True)
 class InPlace:
@@ -57,6 +72,12 @@ class InPlace:
     tar_set: TarSet
     teachers: tuple[str, ...]
     reads_images: bool
+    n_threads = 1
+
+    @property
+    def files(self) -> NamedFiles:
+        """Return the set."""
+        return self.tar_set
 
     def bring(
         self,
@@ -66,10 +87,10 @@ class InPlace:
         try:
             self.tar_set.require_tar(tar, self.teachers, self.reads_images)
         except OSError as error:
+            path = Path(error.filename or self.tar_set.path)
             raise StoreError(
-                f"the files of tar {tar} in {self.tar_set.path} cannot be read "
-                f"({error.strerror}); check the disk",
-                path=self.tar_set.path,
+                f"{path} cannot be read ({error.strerror}); check its permissions and the disk",
+                path=path,
                 name=tar,
             ) from None
 
@@ -77,6 +98,9 @@ class InPlace:
         self,
         tar: str,
     ) -> None:
+        """Do nothing: the files are the user's."""
+
+    def close(self) -> None:
         """Do nothing: the files are the user's."""
 
 
@@ -149,6 +173,10 @@ class TarSupply:
             self._source.drop(self._names[tar_number])
         return batch
 
+    def close(self) -> None:
+        """Forget all tars, as no batch is read any more."""
+        self._source.close()
+
     def read(
         self,
         pool: WorkerPool[Batch],
@@ -187,15 +215,15 @@ class _Epoch:
         self._names = names
         self._source = source
         self._n_ahead = n_ahead
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tars")
+        self._threads = ThreadPoolExecutor(source.n_threads, thread_name_prefix="tars")
         self._steps: deque[_Step] = deque()
         self._stays: dict[int, _Stay] = {}
         # Steps may be asked for in another thread than the one that drops tars.
         self._lock = Lock()
 
     def close(self) -> None:
-        """Wait for the one tar that is being brought, and drop all."""
-        self._thread.shutdown(cancel_futures=True)
+        """Wait for the tars that are being brought, and drop all."""
+        self._threads.shutdown(cancel_futures=True)
         for tar_number in self._stays:
             self._source.drop(self._names[tar_number])
 
@@ -256,7 +284,7 @@ class _Epoch:
         """Return what becomes of bringing a tar that a step needs."""
         stay = self._stays.get(tar_number)
         if stay is None:
-            arrival = self._thread.submit(self._source.bring, self._names[tar_number])
+            arrival = self._threads.submit(self._source.bring, self._names[tar_number])
             stay = self._stays[tar_number] = _Stay(arrival, step_number, step_number)
         stay.last_step = step_number
         return stay.arrival

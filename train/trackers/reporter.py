@@ -147,7 +147,7 @@ def _make_tracker(tracker_name: TrackerName) -> Tracker:
         raise SettingError(
             f"--report-to {tracker_name} needs a package that cannot be imported ({reason}); "
             f"pip install 'cusa[{tracker_name}]'",
-            name="--report-to",
+            name="train.report_to",
         ) from None
 
 

@@ -27,7 +27,7 @@ class WandbTracker:
             raise SettingError(
                 f"--report-to wandb: {first_line(error)} Or keep the run in files: "
                 "WANDB_MODE=offline",
-                name="--report-to",
+                name="train.report_to",
             ) from None
         except wandb.errors.Error:
             # The network may be back when the run begins; otherwise its first call warns.

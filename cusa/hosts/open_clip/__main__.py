@@ -59,8 +59,7 @@ def _trainer() -> ModuleType:
         from cusa.hosts.open_clip import trainer
     except ImportError as error:
         raise SettingError(
-            f"open_clip's trainer cannot be imported ({error}); pip install 'cusa[open_clip]'",
-            name=error.name or "",
+            f"open_clip's trainer cannot be imported ({error}); pip install 'cusa[open_clip]'"
         ) from None
     return trainer
 

@@ -24,6 +24,7 @@ from torch import nn
 from cusa.data.errors import DataError, RunError, SettingError
 from cusa.data.files import atomic_file
 from cusa.data.pretrained import one_line_load_errors
+from cusa.data.shell import flag_of
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
 from cusa.hosts.open_clip.loss import SoftLabelLoss
@@ -96,7 +97,7 @@ def export_weights(checkpoint: Path, out: Path) -> None:
         SettingError: If ``out`` has another suffix.
     """
     if out.suffix != ".safetensors":
-        raise SettingError(f"{out} must end in .safetensors", name=str(out))
+        raise SettingError(f"{out} must end in .safetensors", path=out, name="out")
     with one_line_load_errors("checkpoint", str(checkpoint), RunError, "give another"):
         state = load_state_dict(str(checkpoint))
     weights = {}
@@ -119,8 +120,9 @@ def _refuse_unsupported(args: Namespace) -> None:
     """
     for name in _UNSUPPORTED:
         if getattr(args, name, None):
-            flag = f"--{name.replace('_', '-')}"
-            raise SettingError(f"{flag} cannot be used with soft labels; leave it out", name=flag)
+            raise SettingError(
+                f"{flag_of(name)} cannot be used with soft labels; leave it out", name=name
+            )
     is_table = args.dataset_type == "csv"
     if args.dataset_type == "auto" and args.train_data is not None:
         is_table = Path(args.train_data).suffix in _TABLE_SUFFIXES
@@ -129,13 +131,13 @@ def _refuse_unsupported(args: Namespace) -> None:
         raise SettingError(
             f"--train-data {args.train_data} --dataset-type {args.dataset_type}: soft labels need "
             "a table of pairs; give a .csv or .tsv file, or --dataset-type csv",
-            name="--train-data",
+            name="train_data",
         )
     if is_using_distributed() and not args.gather_with_grad and not args.siglip:
         raise SettingError(
             "without --gather-with-grad, open_clip's gradients are smaller by the number of "
             "processes, and soft labels would weigh more; give --local-loss --gather-with-grad",
-            name="--gather-with-grad",
+            name="gather_with_grad",
         )
 
 
@@ -203,7 +205,7 @@ class SoftLabelsInTrainer:
             raise SettingError(
                 f"--model {arguments[0]} is a {type(model).__name__}; soft labels need a CLIP or "
                 "CustomTextCLIP, such as ViT-B-32",
-                name="--model",
+                name="model",
             )
         self._soft_labels = add_soft_labels(model, self._config)
         return model, *transforms
@@ -268,7 +270,7 @@ def _rows_of_table(args: Namespace, split: Split) -> np.ndarray:
             f"{args.csv_separator!r}; name them with --csv-img-key and --csv-caption-key, and "
             "the separator with --csv-separator",
             path=path,
-            name="--csv-img-key",
+            name="csv_img_key",
         ) from None
     except ValueError as error:  # pandas cannot parse it
         raise DataError(f"{path} is no table of pairs ({error})", path=path) from None

@@ -104,7 +104,7 @@ def load_image_set(name: str, folder: Path, allow_partial: bool = False) -> Imag
     """
     if name != FOLDER and name not in IMAGE_SETS:
         raise SettingError(
-            f"unknown image set {name!r}; legal: {', '.join((*IMAGE_SETS, FOLDER))}", name=name
+            f"unknown image set {name!r}; legal: {', '.join((*IMAGE_SETS, FOLDER))}", name="name"
         )
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():

@@ -133,7 +133,7 @@ def _named_folder(text: str, root: Path, sets_below_root: dict[str, Path]) -> tu
         raise SettingError(
             f"--data {text}: unknown image set {name!r}; "
             f"legal: {', '.join(IMAGE_SETS)}, or a FOLDER",
-            name=name,
+            name="data",
         )
     return name, Path(folder)
 
@@ -145,12 +145,12 @@ def _check_name(
     if image_set.name in image_sets:
         raise SettingError(
             f"two image sets are named {image_set.name!r}; pass each once, or rename a folder",
-            name=image_set.name,
+            name="data",
         )
     if kind == FOLDER and image_set.name in IMAGE_SETS:
         raise SettingError(
             f"--data {folder}: the folder has the name of a published set; pass "
             f"{image_set.name}={folder} if it holds that set, or rename it",
             path=folder,
-            name=image_set.name,
+            name="data",
         )

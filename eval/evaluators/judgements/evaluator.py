@@ -65,7 +65,9 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
         """
         if not request.judgement_files:
             reason = "no human judgements were given"
-            return Absent(reason, SettingError(f"{reason}; pass --judgements FILE"))
+            return Absent(
+                reason, SettingError(f"{reason}; pass --judgements FILE", name="judgements")
+            )
         files: dict[JudgementKind, JudgementFile] = {}
         for path in request.judgement_files:
             file = read_judgements(path)
@@ -73,7 +75,7 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
                 raise SettingError(
                     f"{files[file.kind].path} and {path} have the same form; pass at most one file "
                     "of the crowd's judgements and one of the experts'",
-                    name="--judgements",
+                    name="judgements",
                 )
             files[file.kind] = file
         if not request.skip_absent:

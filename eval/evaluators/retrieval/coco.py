@@ -112,7 +112,7 @@ class CocoTruths:
         if folder is None:
             if self.pmrp is not None:
                 message = "--pmrp needs the list of COCO's test ids: pip install 'cusa[eccv]'"
-                raise SettingError(message, name="--pmrp")
+                raise SettingError(message, name="pmrp")
             return {}
         files: dict[str, tuple[TruthFile, TruthFile]] = {}
         for name in ("eccv", "cxc"):
@@ -159,7 +159,7 @@ def coco_test(
     if test is None:
         if ground_truths.pmrp is not None:
             message = "--pmrp goes with COCO's 5,000 test images under COCO's ids (Karpathy's json)"
-            raise SettingError(message, name="--pmrp")
+            raise SettingError(message, name="pmrp")
         return None
 
     images = _index_of_id(split.image_ids, items.image_rows[test.images])

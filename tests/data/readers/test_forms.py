@@ -90,14 +90,14 @@ def test_columns_are_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("header", "columns", "name"),
     [
-        ("image,words", ColumnNames(split="part"), "--caption-column"),
-        ("photo,caption", ColumnNames(split="part"), "--image-column"),
-        ("image,caption", ColumnNames(image="photo"), "--image-column"),
-        ("image,caption", ColumnNames(caption="words"), "--caption-column"),
-        ("image,caption", ColumnNames(split="part"), "--split-column"),
-        ("image,caption", ColumnNames(image_id="key"), "--id-column"),
-        ("filename,filepath,caption", ColumnNames(), "--image-column"),
-        ("image,text,title", ColumnNames(), "--caption-column"),
+        ("image,words", ColumnNames(split="part"), "caption_column"),
+        ("photo,caption", ColumnNames(split="part"), "image_column"),
+        ("image,caption", ColumnNames(image="photo"), "image_column"),
+        ("image,caption", ColumnNames(caption="words"), "caption_column"),
+        ("image,caption", ColumnNames(split="part"), "split_column"),
+        ("image,caption", ColumnNames(image_id="key"), "id_column"),
+        ("filename,filepath,caption", ColumnNames(), "image_column"),
+        ("image,text,title", ColumnNames(), "caption_column"),
         ("picture,words", ColumnNames(), "columns"),
         ("url,caption", ColumnNames(), "columns"),
     ],
@@ -120,7 +120,7 @@ def test_names_of_columns_are_refused_for_forms_that_have_none(tmp_path, form, c
     columns = ColumnNames(**{column: "mine"})
     with pytest.raises(FileFormatError) as caught:
         load_dataset(path, columns=columns)
-    option = f"--{column.removeprefix('image_')}-column"
+    option = f"{column.removeprefix('image_')}_column"
     assert (caught.value.path, caught.value.name) == (path, option)
     with pytest.raises(FileFormatError) as caught:
         load_dataset(load_dataset(path), columns=columns)

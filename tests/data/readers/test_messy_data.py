@@ -68,11 +68,11 @@ def test_a_header_in_latin_1(tmp_path):
 @pytest.mark.parametrize(
     ("header", "name"),
     [
-        ("Image,image,caption,x", "--image-column"),
-        ("image,Caption,caption,x", "--caption-column"),
-        ("image,caption,Split,SPLIT", "--split-column"),
-        ("image,caption,image_id,Image ID", "--id-column"),
-        ("image,x,caption_1,Caption 1", "--caption-column"),
+        ("Image,image,caption,x", "image_column"),
+        ("image,Caption,caption,x", "caption_column"),
+        ("image,caption,Split,SPLIT", "split_column"),
+        ("image,caption,image_id,Image ID", "id_column"),
+        ("image,x,caption_1,Caption 1", "caption_column"),
     ],
 )
 def test_two_columns_of_one_name(tmp_path, header, name):
@@ -107,11 +107,11 @@ def test_a_list_whose_first_entry_has_no_split(tmp_path):
 @pytest.mark.parametrize(
     ("sources", "name"),
     [
-        ("", "--dataset"),
-        ("train=", "--dataset"),
-        ("hf:", "--dataset"),
-        (["coco", "flickr8k"], "--dataset"),
-        (["hf:a/b", "x.csv"], "--dataset"),
+        ("", "dataset"),
+        ("train=", "dataset"),
+        ("hf:", "dataset"),
+        (["coco", "flickr8k"], "dataset"),
+        (["hf:a/b", "x.csv"], "dataset"),
         (3, "int"),
         (None, "NoneType"),
         ([3], "int"),
@@ -160,7 +160,7 @@ def test_parquet_columns_of_one_name(tmp_path):
     pyarrow.parquet.write_table(table, path)
     with pytest.raises(FileFormatError) as caught:
         load_dataset(path)
-    assert (caught.value.path, caught.value.name) == (path, "--image-column")
+    assert (caught.value.path, caught.value.name) == (path, "image_column")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_row_of_datasets_that_cannot_be_read():
         (pandas.DataFrame([["a", "x"]]), "columns"),
         (
             pandas.DataFrame([["a", "x", "y"]], columns=["image", "text", "text"]),
-            "--caption-column",
+            "caption_column",
         ),
         ([{"image": "a", "caption": "\ud800"}], "caption"),
     ],

@@ -457,7 +457,7 @@ def test_import_asks_for_ids_or_a_dictionary_but_not_both(index, tmp_path):
     place = ("--teacher", "new", "--split", "train")
     assert run_fault("store", "import", index, rows, *place) == Fault(EmbeddingsError, path=rows)
     assert run_fault("store", "import", index, rows, *ids, "--allow-pickle", *place) == Fault(
-        SettingError, name="--ids"
+        SettingError, name="ids"
     )
 
 
@@ -485,7 +485,7 @@ def test_a_split_that_is_not_there_is_refused(index, tmp_path):
     given = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
     assert run_fault(
         "store", "import", index, *given, "--teacher", "new", "--split", "test"
-    ) == Fault(SettingError, name="test")
+    ) == Fault(SettingError, name="split")
 
 
 def _pairs(folder, n):
@@ -535,7 +535,7 @@ def test_a_teacher_needs_a_legal_name(index, tmp_path, name):
     )
     given = (tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json")
     named = ("--split", "train", "--teacher", name)
-    assert run_fault("store", "import", index, *given, *named) == Fault(SettingError, name=name)
+    assert run_fault("store", "import", index, *given, *named) == Fault(SettingError, name="name")
     assert "files are whole" in run_ok("store", "verify", index)
 
 

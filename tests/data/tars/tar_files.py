@@ -14,7 +14,8 @@ from PIL import Image
 from cusa.data.records import fingerprint
 from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 from cusa.data.tars.manifest import write_manifest
-from cusa.data.tars.manifest_building import SetOrigin, build_manifest
+from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.origin import SetOrigin
 from cusa.data.tars.pair_files import write_pairs
 from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.paths import common_folder

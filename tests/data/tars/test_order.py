@@ -195,7 +195,7 @@ def test_no_pair_is_refused(n_pairs):
 def test_a_batch_that_is_larger_than_its_pairs_is_refused(streams, mix_streams):
     with pytest.raises(SettingError) as refusal:
         SetOrder([10, 9], 10, 0, streams=streams, mix_streams=mix_streams, size=2)
-    assert refusal.value.name == "--batch-size"
+    assert refusal.value.name == "batch_size"
 
 
 def test_a_step_of_400_million_pairs_needs_little_memory():

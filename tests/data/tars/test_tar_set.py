@@ -7,7 +7,8 @@ from cusa.data.errors import StoreError
 from cusa.data.records import fingerprint
 from cusa.data.store.checksum import ChecksumError
 from cusa.data.tars.manifest import MANIFEST, read_manifest, write_manifest
-from cusa.data.tars.manifest_building import SetOrigin, build_manifest
+from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.origin import SetOrigin
 from cusa.data.tars.pair_files import pairs_path, read_pairs, write_pairs
 from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.samples import TarError
@@ -162,6 +163,14 @@ def test_a_stage_of_webdataset_adds_each_sample_its_rows(tmp_path, tars):
         assert sample["image_teacher"].tolist() == [row, 1 + tar, 1 + tar]
         assert sample["text_teacher"].tolist() == [row, 1 + tar, 1 + tar]
         assert sample["jpg"] == jpeg(number)
+
+
+def test_the_stage_takes_samples_that_are_decoded(tmp_path, tars):
+    dataset = webdataset.WebDataset(str(tars[0]), shardshuffle=False).decode("rgb8")
+    samples = list(dataset.compose(with_teachers(write_set(tmp_path, tars))))
+    assert len(samples) == N_PAIRS
+    assert samples[2]["image_teacher"][0] == 2
+    assert samples[2]["jpg"].shape[2] == 3
 
 
 def test_a_sample_with_several_captions_gets_a_row_each(tmp_path, tars):

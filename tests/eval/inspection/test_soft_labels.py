@@ -521,7 +521,7 @@ def test_without_the_image_folder(tmp_path):
     assert "of its pictures could not be read" in out
     error = run_failure("store", "inspect", tmp_path / "store.h5", "--image-root", "/nowhere")
     assert isinstance(error, SettingError)
-    assert (error.path, error.name) == (Path("/nowhere"), "--image-root")
+    assert (error.path, error.name) == (Path("/nowhere"), "image_root")
 
 
 def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path):
@@ -569,13 +569,13 @@ def test_mistakes_are_one_line(tmp_path):
         assert isinstance(no_teacher, StoreError)
         assert (no_teacher.path, no_teacher.name) == (index, "x")
     # 128 is the default, of 80 pairs.
-    assert run_failure("store", "inspect", index).name == "--batch-size"
+    assert run_failure("store", "inspect", index).name == "batch_size"
     run_error("store", "inspect", index, "--batch-size", 1)
     assert isinstance(run_failure("store", "inspect", tmp_path / "none.h5"), StoreError)
     for place in (index, tmp_path):  # the store itself, and a folder
         error = run_failure("store", "inspect", index, "--out", place)
         assert isinstance(error, SettingError)
-        assert (error.path, error.name) == (place, "--out")
+        assert (error.path, error.name) == (place, "out")
     assert not list(tmp_path.glob("*.html"))
 
 

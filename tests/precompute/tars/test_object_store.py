@@ -67,7 +67,7 @@ def stored(server, prefix="a set+é/"):
     return {
         key.removeprefix(prefix): content
         for key, content in server.objects.items()
-        if key.startswith(prefix) and not key.endswith("/set.h5")
+        if key.startswith(prefix) and key.endswith(".h5") and not key.endswith("/set.h5")
     }
 
 
@@ -77,9 +77,10 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
     assert stored(server) == expected
     assert server.counts("cc/") == {"GET": N_TARS}
     counts = server.counts()
-    # Each file is read once more for the manifest, and once an earlier manifest is looked for.
-    assert counts["GET"] == N_TARS * (1 + FILES_OF_TAR) + 1
-    assert counts["PUT"] == N_TARS * FILES_OF_TAR + 1
+    # Each file is read once more for the manifest. The set's origin and an earlier manifest are
+    # looked for at first, and the origin once more for the manifest.
+    assert counts["GET"] == N_TARS * (1 + FILES_OF_TAR) + 3
+    assert counts["PUT"] == N_TARS * FILES_OF_TAR + 2
     assert set(counts) == {"GET", "PUT", "LIST"}
     for tar in range(N_TARS):
         puts = [key for method, key in server.log if method == "PUT" and f"{tar:05d}" in key]
@@ -94,6 +95,29 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
     np.testing.assert_array_equal(opened.rows("vit", "00001"), local.rows("vit", "00001"))
     assert opened.fingerprint("train") == local.fingerprint("train")
     assert opened.manifest.image_root == "s3://bucket/cc"
+
+
+def test_a_set_is_audited(server, teachers):
+    run_ok("precompute", "--dataset", PATTERN, "--out", SET, *teachers)
+    output = run_ok("store", "audit", SET)
+    assert output.count(" 00002 ") == 2
+    server.objects["cc/00002.tar"] = server.objects["cc/00001.tar"]
+    changed = run_failure("store", "audit", SET)
+    assert isinstance(changed, TarError)
+    assert changed.path == Path(f"{TARS}/00002.tar")
+    del server.objects["cc/00002.tar"]
+    missing = run_failure("store", "audit", SET)
+    assert isinstance(missing, TarError)
+    assert missing.path == Path(f"{TARS}/00002.tar")
+
+
+@pytest.mark.parametrize("out", ["s3://", "S3://bucket/set", "http://host/set"])
+def test_a_url_that_is_none_makes_no_folder_of_its_name(tmp_path, tars, teachers, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    failure = run_failure("precompute", "--dataset", tmp_path / "tars", "--out", out, *teachers)
+    assert isinstance(failure, ObjectError)
+    assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("place", ["tars", "set"])

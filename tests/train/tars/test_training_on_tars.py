@@ -1,11 +1,14 @@
 """Students trained on tar sets: from rows and from pictures, stopped anywhere, and refusals."""
 
+import os
 import signal
 
 import pytest
 import torch
 
 from cusa.data.errors import DataError, SettingError, StoreError
+from cusa.data.store.checksum import ChecksumError
+from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.student_folder import load_saved
@@ -13,10 +16,12 @@ from cusa.train.trainer import Trainer
 from tests.data.tars.tar_files import write_set, write_tars
 from tests.helpers import (
     ADAPTER,
+    Fault,
     ForkedCommand,
     kill_at,
     make_tiny_clip,
     run_failure,
+    run_fault,
     run_ok,
 )
 
@@ -115,7 +120,7 @@ def test_tars_that_moved_are_found_by_their_folder(folder, tmp_path):
     run_ok("train", *arguments, "--image-root", tmp_path / "moved")
 
 
-@pytest.mark.parametrize("change", ["longer", "missing", "other bytes"])
+@pytest.mark.parametrize("change", ["longer", "missing", "a pipe", "other bytes"])
 def test_a_changed_tar_stops_a_run_which_goes_on_when_the_tar_is_back(folder, tmp_path, change):
     tars = _make_set(tmp_path)
     make_tiny_clip(tmp_path / "clip")
@@ -124,12 +129,37 @@ def test_a_changed_tar_stops_a_run_which_goes_on_when_the_tar_is_back(folder, tm
         tars[3].write_bytes(content + bytes(512))
     elif change == "missing":
         tars[3].unlink()
+    elif change == "a pipe":
+        tars[3].unlink()
+        os.mkfifo(tars[3])
     else:
         tars[3].write_bytes(content.replace(b"picture number", b"another number"))
     arguments = (*_options(tmp_path, "clip"), "--workers", 1, "--run-dir", tmp_path / "run")
-    assert isinstance(run_failure("train", *arguments), DataError)
+    assert run_fault("train", *arguments) == Fault(TarError, tars[3], name="00003")
+    tars[3].unlink(missing_ok=True)
     tars[3].write_bytes(content)
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", ["pairs/00002.h5", "eyes/00002.h5"])
+@pytest.mark.parametrize("change", ["missing", "damaged", "a link to itself"])
+def test_a_file_of_the_set_that_stops_a_run_is_named(tmp_path, file, change):
+    """By the class and the path that the file has without a run around it."""
+    _make_set(tmp_path)
+    path = tmp_path / "set" / file
+    if change == "damaged":
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    else:
+        path.unlink()
+    if change == "a link to itself":
+        path.symlink_to(path)
+    arguments = (*_options(tmp_path, "adapter"), "--workers", 0, "--run-dir", tmp_path / "run")
+    expected = {
+        "missing": Fault(StoreError, path),
+        "damaged": Fault(ChecksumError, path),
+        "a link to itself": Fault(StoreError, path, name="00002"),
+    }
+    assert run_fault("train", *arguments) == expected[change]
 
 
 @pytest.mark.parametrize(

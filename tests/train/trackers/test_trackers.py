@@ -149,7 +149,7 @@ def test_a_missing_package_is_refused_before_anything_is_written(
     package = "torch.utils.tensorboard" if missing == "tensorboard" else missing
     monkeypatch.setitem(sys.modules, package, None)
     options = _options(index, tmp_path / "run", missing)
-    assert run_fault("train", *options) == Fault(SettingError, name="--report-to")
+    assert run_fault("train", *options) == Fault(SettingError, name="train.report_to")
     assert not (tmp_path / "run").exists()
 
 
@@ -161,7 +161,7 @@ def test_wandb_without_an_account_is_refused(index, tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "login", without_key)
     options = _options(index, tmp_path / "run", "wandb")
-    assert run_fault("train", *options) == Fault(SettingError, name="--report-to")
+    assert run_fault("train", *options) == Fault(SettingError, name="train.report_to")
 
 
 def test_wandb_without_a_network_is_tried(index, tmp_path, monkeypatch):

@@ -741,7 +741,7 @@ def test_two_files_of_one_name_leave_a_csv_ambiguous(tmp_path):
 def test_unknown_names_and_places(tmp_path):
     with pytest.raises(CusaError) as refused:
         load_image_set("birds", tmp_path)
-    assert fault_of(refused.value) == Fault(SettingError, name="birds")
+    assert fault_of(refused.value) == Fault(SettingError, name="name")
     with pytest.raises(CusaError) as refused:
         load_image_set("cub", tmp_path / "nowhere")
     assert fault_of(refused.value) == Fault(DataError, path=tmp_path / "nowhere")

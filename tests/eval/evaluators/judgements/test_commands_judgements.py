@@ -174,7 +174,7 @@ def test_bad_files_are_refused_before_a_model_is_loaded(home, here, files, monke
     )
     assert run_fault(
         "eval", *common, "--judgements", "crowd.txt", "--judgements", "crowd.txt"
-    ) == Fault(SettingError, name="--judgements")
+    ) == Fault(SettingError, name="judgements")
     assert run_fault("eval", *common, "--judgements", "none.txt") == Fault(
         FileFormatError, path=Path("none.txt")
     )

@@ -301,7 +301,7 @@ def test_not_all_items_are_no_test(golden, tmp_path):
     assert coco_test(lost, split, "coco", CocoTruths()) is None
     with pytest.raises(CusaError) as refused:
         coco_test(lost, split, "coco", CocoTruths(tmp_path))
-    assert fault_of(refused.value) == Fault(SettingError, name="--pmrp")
+    assert fault_of(refused.value) == Fault(SettingError, name="pmrp")
 
 
 def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monkeypatch, tmp_path):
@@ -334,4 +334,4 @@ def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monk
     assert coco_test(_embeddings(images, texts, fewer), split, "coco", CocoTruths()) is None
     with pytest.raises(CusaError) as refused:
         coco_test(embeddings, split, "coco", CocoTruths(tmp_path))
-    assert fault_of(refused.value) == Fault(SettingError, name="--pmrp")
+    assert fault_of(refused.value) == Fault(SettingError, name="pmrp")
