@@ -183,11 +183,11 @@ def read_webdataset(paths: Sequence[str], stages: Sequence[Any]) -> Callable[[],
 @click.option(
     "--images", type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files to repeat."
 )
-@click.option("--tars", "n_tars", default=16)
-@click.option("--pairs", "n_pairs", default=500, help="Of each tar.")
+@click.option("--tars", "n_tars", default=8)
+@click.option("--pairs", "n_pairs", default=2000, help="Of each tar.")
 @click.option("--batch-size", default=128)
 @click.option("--batches", default=8, help="Batches of decoded pictures in a round.")
-@click.option("--rounds", default=11)
+@click.option("--rounds", default=7)
 @click.option("--store", type=click.Path(path_type=Path), help="Folder to keep the inputs in.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(

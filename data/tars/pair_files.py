@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cusa.data.records import caption_rows, fingerprint, text_columns
+from cusa.data.records import caption_rows, text_columns
 from cusa.data.store.checksum import ChecksumError, open_sealed, read_seal, seal_holds, write_sealed
 from cusa.data.store.hdf5 import child_group, read_array, refuse, text_attribute
 from cusa.data.store.hdf5 import whole_number_attribute as whole_number
@@ -90,7 +90,7 @@ def write_pairs(
         content.attrs["tar_sha256"] = pairs.sha256
         content.attrs["caption"] = pairs.caption_rule
         content.attrs["complete"] = int(pairs.is_complete)
-        content.attrs["fingerprint"] = fingerprint(records)
+        content.attrs["fingerprint"] = pairs.fingerprint
         columns = text_columns(records)
         _write_texts(content, "keys", columns["image_ids"], f"{pairs.name}/")
         _write_texts(content, "images", columns["image_paths"], f"{pairs.name}.tar/")

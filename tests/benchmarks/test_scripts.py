@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import cusa
 from cusa.data.store.reader import EmbeddingStore
+from tests.data.tars.tar_files import write_set, write_tars
 from tests.eval.tiny import make_sts
 from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, make_tiny_vit
 
@@ -32,6 +33,7 @@ def inputs(tmp_path_factory):
     """What smoke forms name in braces."""
     folder = tmp_path_factory.mktemp("inputs")
     make_sts(folder / "sts")
+    write_set(folder / "set", write_tars(folder / "tars", n_tars=4, n_pairs=5))
     return {
         "pairs": make_pairs(folder / "images"),
         "images": folder / "images",
@@ -41,6 +43,7 @@ def inputs(tmp_path_factory):
         "words": make_tiny_sentence(folder / "words"),
         "clip": make_tiny_clip(folder / "clip"),
         "sts": folder / "sts",
+        "set": folder / "set",
         "judgements": _judgements(folder / "store" / "store.h5", folder / "judgements.txt"),
     }
 
