@@ -121,6 +121,10 @@ class TarSet(NamedFiles):
     ) -> PairFile:
         """Read the pairs of a tar from its file, or from a copy, which has the file's name.
 
+        Args:
+            path: The file or the copy.
+            tar: The tar's name without ``.tar``.
+
         Raises:
             StoreError: As of :meth:`pairs`.
         """
@@ -158,6 +162,14 @@ class TarSet(NamedFiles):
         tar: str,
     ) -> np.ndarray:
         """Read the rows of a teacher for a tar from their file, or from a copy.
+
+        Args:
+            path: The file or the copy.
+            teacher: The teacher's name.
+            tar: The tar's name without ``.tar``.
+
+        Returns:
+            float16 or float32 ``[n, dim]``, as of :meth:`rows`.
 
         Raises:
             StoreError: As of :meth:`rows`.
