@@ -116,6 +116,7 @@ class UndecodedInputs:
     """The bytes of pictures and captions."""
 
     teachers = ()
+    encoders = ()
     reads_images = True
 
     def images(self, rows: Sequence[TarRows]) -> Any:
@@ -160,7 +161,7 @@ class SetBatches(Batches):
         self, tar_set: TarSet, inputs: TarInputs, batch_size: int, batches: int | None
     ) -> None:
         pairs = TarSetPairs(tar_set, inputs, list(TEACHERS), WINDOW + 2)
-        source = InPlace(tar_set, pairs.teachers_in_use, pairs.reads_images)
+        source = InPlace(tar_set, pairs.teachers_read, pairs.reads_images)
         self._supply = TarSupply(pairs, tuple(tar_set.manifest.names), source, WINDOW)
         order = SetOrder(pairs.n_trainable, batch_size, seed=0, window=WINDOW)
         super().__init__(pairs, order, batches)

@@ -23,6 +23,7 @@ SHARED = {"timing"}  # imported by scripts, no script
 FORKING = {
     "crash",
     "damage",
+    "object_store",
     "resume",
 }  # not safe in a process with threads, as this one: in one of their own
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in SHARED)
