@@ -234,7 +234,7 @@ def _connect(
 def _native_messages_dropped() -> Iterator[None]:
     """Drop what Ray's C++ part says when it starts: that it will say little, as it is told."""
     stderr = os.dup(_STDERR)
-    with open(os.devnull, "wb") as nowhere:
+    with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), _STDERR)
     try:
         yield
