@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from cusa.train.loader import Inputs, each_tensor
+from cusa.train.loader import each_tensor
+from cusa.train.student_inputs import Inputs
 
 Outputs = TypeVar("Outputs", bound=torch.Tensor | tuple[torch.Tensor, ...])
 

@@ -11,8 +11,8 @@ import torch
 
 from cusa.data.captions import normalizer
 from cusa.data.tars.open_tar import OpenTar
-from cusa.train.loader import Inputs, pixels_of_file
 from cusa.train.student import Processors
+from cusa.train.student_inputs import Inputs, pixels_of_file
 
 
 @dataclass(frozen=True)
