@@ -164,10 +164,13 @@ class Pairs(Dataset[Batch]):
             image_teacher, text_teacher = self._teachers
             teacher_image = torch.from_numpy(image_teacher.gather(image_rows))
             teacher_text = torch.from_numpy(text_teacher.gather(caption_rows))
-        images = self._inputs.images(image_rows)
-        texts = self._inputs.texts(caption_rows)
-        image_ids = torch.from_numpy(image_rows)
-        return Batch(images, texts, teacher_image, teacher_text, image_ids)
+        return Batch(
+            images=self._inputs.images(image_rows),
+            texts=self._inputs.texts(caption_rows),
+            teacher_image=teacher_image,
+            teacher_text=teacher_text,
+            image_ids=torch.from_numpy(image_rows),
+        )
 
 
 def _rows_left_out(
