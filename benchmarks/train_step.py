@@ -42,6 +42,7 @@ from cusa.cli.console import quiet_libraries
 from cusa.data.worker_pool import WorkerPool
 from cusa.eval.metrics.validation import validation_scores
 from cusa.stages.machine import default_workers
+from cusa.train.agreement import agree_to_go_on
 from cusa.train.assemble import student_sources
 from cusa.train.config_building import build_config, merge
 from cusa.train.loader import Batch, Pairs, on_device
@@ -171,14 +172,15 @@ class Paced:
         self._trainer = trainer
         data, pin = trainer.setup.data, device.type == "cuda"
         self._pool = WorkerPool(data.pairs, trainer.setup.workers, "fork", pin)
-        self._batches = on_device(self._pool.read(data.order), device, inputs=True)
+        self._batches = on_device(self._pool.read(data.order), device, with_inputs=True)
         trainer.setup.step.train()
 
     def run(self, steps: int) -> None:
         """So many, as the Trainer's own loop takes them."""
+        trainer = self._trainer
         for _ in range(steps):
-            self._trainer._agree_to_go_on("", "")
-            if lost := self._trainer._train_on(next(self._batches)):
+            agree_to_go_on(trainer.setup.processes, trainer.keeper, lambda: None)
+            if lost := trainer._train_on(next(self._batches)):
                 raise SystemExit(lost)
 
     def end(self) -> None:

@@ -11,7 +11,7 @@ from cusa.data.errors import DataError, RunError, StudentError
 from cusa.data.objects.folder import absolute_location
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
-from cusa.train.loader import FileInputs, Sources, StoredInputs
+from cusa.train.loader import Sources
 from cusa.train.saving.provenance import Beginning, Provenance, StoredSplit, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
@@ -23,6 +23,7 @@ from cusa.train.student import (
     adapter_student,
     dual_encoder_student,
 )
+from cusa.train.student_inputs import FileInputs, StoredInputs
 from cusa.train.validation_store import refuse_other_encoders, validation_split
 
 _MODALITIES = ("image", "text")

@@ -45,6 +45,7 @@ _ADDED_LATER = {
     "train.steps": None,
     "train.validate_every": None,
 }
+_NAMING_PATHS = ("data", "student")  # sections of settings
 
 
 @dataclass(frozen=True)
@@ -81,23 +82,25 @@ def chosen_settings(
     Raises:
         CusaError: If a setting is illegal, a file cannot be read, or options contradict each other.
     """
-    keeps_its_own = not (given.preset or given.config_file)
     if resume and run_dir is None:
         raise SettingError("--resume: pass --run-dir, the run to go on with", name="run_dir")
-    if resume and given.embeddings is None and not keeps_its_own:
+    begins_anew = bool(given.preset or given.config_file)
+    if resume and begins_anew and given.embeddings is None:
         raise SettingError(
             "--resume: the run keeps its own settings; leave out --preset and --config",
             name="preset",
         )
+    # Without --embeddings there must be a run; reading its settings says so if there is none.
     is_begun = run_dir is not None and (begun(run_dir) or given.embeddings is None)
-    if run_dir is not None and resume and keeps_its_own and is_begun:
+    if run_dir is not None and resume and is_begun and not begins_anew:
         return _resumed_settings(run_dir, given)
     return new_settings(given, flag_settings(given.flags))
 
 
 def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Turn options that stand for a setting into nested settings; ``None`` is not given."""
-    return nested_settings({flag: value for flag, value in flags.items() if value is not None})
+    given_flags = {flag: value for flag, value in flags.items() if value is not None}
+    return nested_settings(given_flags)
 
 
 def nested_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
@@ -139,10 +142,17 @@ def _nested_setting(name: str, value: Any) -> dict[str, Any]:
         value = TERMS[value]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    sections = dataclasses.asdict(Config())
-    section = next((section for section, fields in sections.items() if name in fields), "")
-    section_prefix = f"{section}." if section else ""
-    return nest(SHORT.get(name, f"{section_prefix}{name}"), value)
+    return nest(_full_name(name), value)
+
+
+def _full_name(name: str) -> str:
+    """Complete the short name of a setting; a name that is unknown stays as it is."""
+    if name in SHORT:
+        return SHORT[name]
+    for section, fields in dataclasses.asdict(Config()).items():
+        if name in fields:
+            return f"{section}.{name}"
+    return name
 
 
 def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
@@ -158,21 +168,14 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     Raises:
         CusaError: If a setting is illegal, or a file cannot be read.
     """
-    named: dict[str, Any] = {}
-    for source in (given.settings, _named_store(given), flags):
-        refuse_hidden(named, source)
-        named = merge(named, source)
-    over = named
-    if given.config_file:
-        in_file = load_config_file(given.config_file)
-        refuse_hidden(in_file, named)
-        over = override(in_file, named)
+    chosen = _explicit_settings(given, flags)
     # Check the settings before opening a path that they name: a file may hold anything.
-    checked = build_config({name: over[name] for name in ("data", "student") if name in over})
+    naming_paths = {name: section for name, section in chosen.items() if name in _NAMING_PATHS}
+    checked = build_config(naming_paths)
     if checked.student.init is not None:
-        init = local_student(checked.student.init)
-        over = merge(over, nest("student.init", str(init)))
-        over = merge(_initial_settings(init), over)
+        init_path = local_student(checked.student.init)
+        chosen = merge(chosen, nest("student.init", str(init_path)))
+        chosen = merge(_initial_settings(init_path), chosen)
     preset = given.preset
     if preset is None:
         if not checked.data.embeddings:
@@ -180,19 +183,33 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
                 "pass --embeddings, the store that cusa-precompute wrote",
                 name="data.embeddings",
             )
-        student = over.get("student", {}).get("name")
-        preset = default_preset(open_store(checked.data.embeddings).dataset, student)
-    config = build_config(override(load_preset(preset), over))
+        dataset = open_store(checked.data.embeddings).dataset
+        student = chosen.get("student", {}).get("name")
+        preset = default_preset(dataset, student)
+    config = build_config(override(load_preset(preset), chosen))
     refuse_endless_warmup(config)
     return config
 
 
-def _initial_settings(init: Path) -> dict[str, Any]:
+def _explicit_settings(given: Given, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge ``--config``, ``--set``, ``--embeddings`` and the other options."""
+    from_command_line: dict[str, Any] = {}
+    for settings in (given.settings, _named_store(given), flags):
+        refuse_hidden(from_command_line, settings)
+        from_command_line = merge(from_command_line, settings)
+    if not given.config_file:
+        return from_command_line
+    from_file = load_config_file(given.config_file)
+    refuse_hidden(from_file, from_command_line)
+    return override(from_file, from_command_line)
+
+
+def _initial_settings(init_path: Path) -> dict[str, Any]:
     """Read a trained student's kind, sizes and caption normaliser."""
-    config = load_origin(init).config
+    config = load_origin(init_path).config
     student = dataclasses.asdict(config.student)
-    sizes = {name: student[name] for name in ("name", "hidden_dim", "embed_dim")}
-    return {"student": sizes, "data": {"normalizer": config.data.normalizer}}
+    kind_and_sizes = {name: student[name] for name in ("name", "hidden_dim", "embed_dim")}
+    return {"student": kind_and_sizes, "data": {"normalizer": config.data.normalizer}}
 
 
 def default_preset(dataset: str, student: str | None) -> str:
@@ -209,14 +226,18 @@ def default_preset(dataset: str, student: str | None) -> str:
     model_size = "vit-b32"
     if student is not None and Path(student).name == "clip-vit-large-patch14-336":
         model_size = "vit-l14-336"
-    return f"paper-{'flickr' if dataset == 'flickr30k' else 'coco'}-{model_size}"
+    published_dataset = "coco"
+    if dataset == "flickr30k":
+        published_dataset = "flickr"
+    return f"paper-{published_dataset}-{model_size}"
 
 
 def _resumed_settings(run_dir: Path, given: Given) -> Config:
     """Override the run's own settings with the options; the trainer refuses what may not change."""
     stored = dataclasses.asdict(load_run(run_dir)[0])
-    over = merge(given.settings, flag_settings(given.flags))
-    return build_config(override(stored, merge(over, _named_store(given))))
+    chosen = merge(given.settings, flag_settings(given.flags))
+    chosen = merge(chosen, _named_store(given))
+    return build_config(override(stored, chosen))
 
 
 def _named_store(given: Given) -> dict[str, Any]:
@@ -229,21 +250,25 @@ def default_run_dir(config: Config) -> Path:
     """Name a new folder under ``runs/`` for data set, student, loss, seed and the time."""
     dataset = open_store(config.data.embeddings).dataset
     student = Path(config.student.name).name
-    names = [name for name, terms in TERMS.items() if set(terms) == set(config.loss.terms)]
-    loss = names[0] if names else "-".join(config.loss.terms)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{dataset}-{student}-{loss}-seed{config.train.seed}-{stamp}"
+    loss = "-".join(config.loss.terms)
+    for loss_name, terms in TERMS.items():
+        if set(terms) == set(config.loss.terms):
+            loss = loss_name
+            break
+    seed = config.train.seed
+    timestamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{dataset}-{student}-{loss}-seed{seed}-{timestamp}"
 
 
 def default_sweep_dir(configs: Sequence[Config]) -> Path:
     """Name a folder under ``runs/`` after the settings, so that the same command finds it again."""
-    described = []
+    settings_of_runs = []
     for config in configs:
-        values = deciding(config)
-        for name, as_before in _ADDED_LATER.items():
-            if values[name] == as_before:
-                del values[name]
-        described.append(values)
-    digest = hashlib.sha256(repr(described).encode()).hexdigest()[:8]
+        settings = deciding(config)
+        for name, value_as_before in _ADDED_LATER.items():
+            if settings[name] == value_as_before:
+                del settings[name]
+        settings_of_runs.append(settings)
+    digest = hashlib.sha256(repr(settings_of_runs).encode()).hexdigest()[:8]
     dataset = open_store(configs[0].data.embeddings).dataset
     return Path("runs") / f"{dataset}-sweep-{digest}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,9 +15,12 @@ from cusa.data.embeddings import HEADS, Rows, SplitEmbeddings
 from cusa.data.errors import DataError
 from cusa.data.unit_rows import unit_rows
 from cusa.data.worker_pool import StartMethod, WorkerPool
-from cusa.train.loader import Inputs, Sources, each_tensor
+from cusa.train.loader import Sources, each_tensor
 from cusa.train.processes import Processes
 from cusa.train.student import Features, Student
+from cusa.train.student_inputs import Inputs
+
+Unit = Literal["images", "captions"]
 
 
 @torch.no_grad()
@@ -60,51 +64,87 @@ def encode_split(
     no_image, no_text = inputs.missing()
     image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
     text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
-    rank = 0
-    size = 1
-    if processes is not None:
-        rank = processes.rank
-        size = processes.size
+    encoder = _RowEncoder(device, batch_size, workers, start_method, processes, check, advance)
+    was_training = student.training
+    student.eval()
+    try:
+        image = encoder.encode(inputs.images, student.encode_image, image_rows, "images")
+        text = encoder.encode(inputs.texts, student.encode_text, text_rows, "captions")
+    finally:
+        student.train(was_training)
+    image_positions = np.full(split.n_images, -1, np.int64)
+    image_positions[image_rows] = np.arange(len(image_rows))
+    image_of_caption = np.asarray(split.caption_image)[text_rows]
+    return SplitEmbeddings(image, text, image_rows, text_rows, image_positions[image_of_caption])
+
+
+@dataclass(frozen=True)
+class _RowEncoder:
+    """Encodes rows of a split; the fields are the arguments of :func:`encode_split`."""
+
+    device: torch.device | str
+    batch_size: int
+    workers: int
+    start_method: StartMethod
+    processes: Processes | None
+    check: Callable[[], None]
+    advance: Callable[[str, int, int], None]
 
     def encode(
+        self,
         read: Callable[[np.ndarray], Inputs],
         forward: Callable[[Any], Features],
         rows: np.ndarray,
-        unit: str,
+        unit: Unit,
     ) -> Rows:
-        rank_rows = np.array_split(rows, size)[rank]
-        starts = range(0, len(rank_rows), batch_size)
-        chunks = [rank_rows[start : start + batch_size] for start in starts]
-        pin = torch.device(device).type == "cuda"
-        pool = WorkerPool(_ByRows(read), min(workers, len(chunks)), start_method, pin)
-        chunk_embeddings: list[Rows] = []
-        advance(unit, 0, len(rank_rows))
-        all_or_none = processes.all_or_none() if processes else contextlib.nullcontext()
-        with all_or_none, contextlib.closing(pool):
-            for chunk_rows, chunk_inputs in zip(chunks, pool.read(chunks), strict=True):
-                chunk_embeddings.append(embed(forward, chunk_inputs, device))
-                if size == 1:
-                    check()
-                advance(unit, len(chunk_rows), len(rank_rows))
-        if processes:
-            by_rank = processes.everyones(chunk_embeddings)
-            chunk_embeddings = list(itertools.chain.from_iterable(by_rank))
+        """Encode rows of one modality, each training process its share of them.
+
+        Args:
+            read: Reads the inputs of rows.
+            forward: The student's ``encode_image`` or ``encode_text``.
+            rows: int64 ``[n]``, those of the split.
+            unit: What ``advance`` calls them.
+
+        Returns:
+            float32 ``[n, d]`` by head.
+        """
+        processes = self.processes
+        if processes is None:
+            chunk_embeddings = self._encode_chunks(read, forward, rows, unit)
+        else:
+            own_rows = np.array_split(rows, processes.size)[processes.rank]
+            with processes.all_or_none():
+                own_embeddings = self._encode_chunks(read, forward, own_rows, unit)
+            embeddings_by_rank = processes.everyones(own_embeddings)
+            chunk_embeddings = list(itertools.chain.from_iterable(embeddings_by_rank))
         embeddings = {}
         for head in HEADS:
             embeddings[head] = np.concatenate([chunk[head] for chunk in chunk_embeddings])
         return embeddings
 
-    was_training = student.training
-    student.eval()
-    try:
-        image = encode(inputs.images, student.encode_image, image_rows, "images")
-        text = encode(inputs.texts, student.encode_text, text_rows, "captions")
-    finally:
-        student.train(was_training)
-    position = np.full(split.n_images, -1, np.int64)
-    position[image_rows] = np.arange(len(image_rows))
-    image_of_caption = np.asarray(split.caption_image)[text_rows]
-    return SplitEmbeddings(image, text, image_rows, text_rows, position[image_of_caption])
+    def _encode_chunks(
+        self,
+        read: Callable[[np.ndarray], Inputs],
+        forward: Callable[[Any], Features],
+        rows: np.ndarray,
+        unit: Unit,
+    ) -> list[Rows]:
+        """Encode rows in this process, a batch at a time."""
+        starts = range(0, len(rows), self.batch_size)
+        chunks = [rows[start : start + self.batch_size] for start in starts]
+        n_workers = min(self.workers, len(chunks))
+        pin = torch.device(self.device).type == "cuda"
+        pool = WorkerPool(_ByRows(read), n_workers, self.start_method, pin)
+        works_alone = self.processes is None or self.processes.size == 1
+        chunk_embeddings: list[Rows] = []
+        self.advance(unit, 0, len(rows))
+        with closing(pool):
+            for chunk_rows, chunk_inputs in zip(chunks, pool.read(chunks), strict=True):
+                chunk_embeddings.append(embed(forward, chunk_inputs, self.device))
+                if works_alone:
+                    self.check()
+                self.advance(unit, len(chunk_rows), len(rows))
+        return chunk_embeddings
 
 
 @torch.no_grad()
@@ -123,8 +163,8 @@ def embed(
     Returns:
         float32 ``[n, d]`` by head, L2-normalised.
     """
-    on_device = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
-    features = forward(on_device)
+    inputs_on_device = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
+    features = forward(inputs_on_device)
     embeddings: Rows = {}
     for head, head_features in zip(HEADS, features, strict=True):
         embeddings[head] = unit_rows(head_features.float().cpu().numpy())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from cusa.train.loader import Inputs, each_tensor
+from cusa.train.loader import each_tensor
+from cusa.train.student_inputs import Inputs
 
 Outputs = TypeVar("Outputs", bound=torch.Tensor | tuple[torch.Tensor, ...])
 
@@ -48,35 +49,53 @@ def encode_in_micro_batches(
     """
     if size < 1:
         raise ValueError(f"a micro-batch needs at least one row, got size {size}")
-    tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs.values())
-    row_counts = [len(tensor) for tensor in tensors]
-    n_rows = row_counts[0]
-    if len(set(row_counts)) != 1 or n_rows == 0:
-        raise ValueError(f"inputs must have equally many rows and at least one, got {row_counts}")
+    if isinstance(inputs, torch.Tensor):
+        tensors = [inputs]
+    else:
+        tensors = list(inputs.values())
+    n_rows = _common_rows(tensors)
 
-    def run(micro_batch: Inputs, marker: torch.Tensor) -> Outputs:
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
+    def encode_on_device(micro_batch: Inputs, marker: torch.Tensor) -> Outputs:
+        def to_device(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(marker.device, non_blocking=True)
 
-        return encode(each_tensor(micro_batch, moved))
+        return encode(each_tensor(micro_batch, to_device))
 
     # checkpoint keeps the random states of the devices that its arguments are on: this empty tensor
     # names the device.
     marker = torch.empty(0, device=device or tensors[0].device)
-    outputs = []
+    outputs: list[Outputs] = []
     for start in range(0, n_rows, size):
-        micro_batch = each_tensor(inputs, operator.itemgetter(slice(start, start + size)))
-        outputs.append(checkpoint(run, micro_batch, marker, use_reentrant=False))
+        rows_of_micro_batch = slice(start, start + size)
+        micro_batch = each_tensor(inputs, operator.itemgetter(rows_of_micro_batch))
+        embeddings = checkpoint(encode_on_device, micro_batch, marker, use_reentrant=False)
+        outputs.append(embeddings)
+    return _joined(outputs, n_rows)
 
-    if isinstance(outputs[0], torch.Tensor):
-        embeddings: Any = torch.cat(outputs)
+
+def _common_rows(tensors: Sequence[torch.Tensor]) -> int:
+    """Return the number of rows that all inputs have."""
+    row_counts = [len(tensor) for tensor in tensors]
+    n_rows = row_counts[0]
+    if len(set(row_counts)) != 1 or n_rows == 0:
+        raise ValueError(f"inputs must have equally many rows and at least one, got {row_counts}")
+    return n_rows
+
+
+def _joined(outputs: Sequence[Any], n_rows: int) -> Any:
+    """Concatenate the outputs of micro-batches: a tensor, or a tuple of the same class."""
+    first_output = outputs[0]
+    if isinstance(first_output, torch.Tensor):
+        embeddings = torch.cat(list(outputs))
         _require_rows(embeddings, n_rows)
         return embeddings
-    columns = [torch.cat(column) for column in zip(*outputs, strict=True)]
-    for column in columns:
+    columns = []
+    for column_outputs in zip(*outputs, strict=True):
+        column = torch.cat(column_outputs)
         _require_rows(column, n_rows)
-    make: Any = getattr(outputs[0], "_make", tuple)  # keeps a named tuple's class
-    return make(columns)
+        columns.append(column)
+    make_tuple = getattr(first_output, "_make", tuple)  # keeps a named tuple's class
+    return make_tuple(columns)
 
 
 def _require_rows(embeddings: torch.Tensor, n_rows: int) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,120 +12,10 @@ from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
 from cusa.data.batch_check import require_a_batch
-from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError, ImageError, first_line
-from cusa.data.images import load_image
+from cusa.data.errors import CusaError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
-from cusa.train.student import Processors
-
-Inputs = torch.Tensor | Mapping[str, torch.Tensor]
-
-
-class StudentInputs(Protocol):
-    """Reads a student's inputs by row of a split."""
-
-    def images(self, rows: np.ndarray) -> Inputs:
-        """Read the image trunk's inputs for int64 image rows ``[n]``."""
-
-    def texts(self, rows: np.ndarray) -> Inputs:
-        """Read the text trunk's inputs for int64 caption rows ``[n]``."""
-
-    def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the image rows and the caption rows that have no input, int64 each."""
-
-
-@dataclass(frozen=True)
-class StoredInputs:
-    """The adapter's inputs: embeddings of the store.
-
-    Attributes:
-        image_encoder: The image encoder's embeddings of the split.
-        text_encoder: The text encoder's embeddings of the split.
-    """
-
-    image_encoder: Embeddings
-    text_encoder: Embeddings
-
-    def __post_init__(self) -> None:
-        """Refuse missing shards now rather than in the middle of an epoch."""
-        self.image_encoder.require_shards()
-        self.text_encoder.require_shards()
-
-    def images(self, rows: np.ndarray) -> torch.Tensor:
-        """Read float32 ``[n, image_dim]``."""
-        return torch.from_numpy(self.image_encoder.gather(rows)).float()
-
-    def texts(self, rows: np.ndarray) -> torch.Tensor:
-        """Read float32 ``[n, text_dim]``."""
-        return torch.from_numpy(self.text_encoder.gather(rows)).float()
-
-    def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the image rows and the caption rows that ``cusa-precompute`` skipped."""
-        return self.image_encoder.skipped, self.text_encoder.skipped
-
-
-@dataclass(frozen=True)
-class FileInputs:
-    """A Hugging Face student's inputs: decoded image files and tokenised captions.
-
-    Attributes:
-        split: The split.
-        image_root: Folder of the images.
-        processors: The student's image processor and tokeniser.
-        normalizer_name: Name of the caption normaliser.
-        skipped: Rows of images and of captions that a teacher of the store could not read.
-    """
-
-    split: Split
-    image_root: Path
-    processors: Processors
-    normalizer_name: str
-    skipped: tuple[np.ndarray, np.ndarray]
-
-    def images(self, rows: np.ndarray) -> torch.Tensor:
-        """Decode and preprocess images: float32 ``[n, 3, h, w]``.
-
-        Raises:
-            ImageError: If a file cannot be read or preprocessed.
-        """
-        paths = [self.image_root / self.split.image_paths[row] for row in rows.tolist()]
-        return torch.cat([pixels_of_file(self.processors, path) for path in paths])
-
-    def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """Normalise and tokenise captions: int64 ``[n, length]`` by name of the model's input."""
-        normalize = normalizer(self.normalizer_name)
-        captions = [normalize(self.split.captions[row]) for row in rows.tolist()]
-        return self.processors.tokens(captions)
-
-    def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows that any teacher of the store skipped: they are unreadable here, too."""
-        return self.skipped
-
-
-def pixels_of_file(
-    processors: Processors,
-    path: Path,
-    content: bytes | None = None,
-) -> torch.Tensor:
-    """Decode and preprocess an image: float32 ``[1, 3, h, w]``.
-
-    Args:
-        processors: A student's processors.
-        path: The file; errors name it.
-        content: Its bytes, if they are not to be read from the path.
-
-    Raises:
-        ImageError: If it cannot be decoded or preprocessed.
-    """
-    image = load_image(path, content)
-    try:
-        return processors.pixels([image])
-    except Exception as error:  # on odd sizes, image processors raise nearly anything
-        raise ImageError(
-            f"image {path} cannot be preprocessed ({first_line(error)}); replace or remove it",
-            path=path,
-        ) from None
+from cusa.train.student_inputs import Inputs, StudentInputs
 
 
 @dataclass(frozen=True)
@@ -147,24 +36,25 @@ class Batch:
     teacher_text: torch.Tensor | None
     image_ids: torch.Tensor
 
-    def to(self, device: torch.device, inputs: bool = True) -> Batch:
-        """Move the batch to a device; the student's inputs only if ``inputs``."""
+    def to(self, device: torch.device, with_inputs: bool = True) -> Batch:
+        """Move the batch to a device; the student's inputs only if ``with_inputs``."""
 
         def to_device(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, non_blocking=True)
 
-        moved = {}
-        for name, value in vars(self).items():
-            if inputs or name not in ("images", "texts"):
-                moved[name] = each_tensor(value, to_device)
-        return replace(self, **moved)
+        moved_fields = {}
+        for field_name, value in vars(self).items():
+            is_input = field_name in ("images", "texts")
+            if with_inputs or not is_input:
+                moved_fields[field_name] = each_tensor(value, to_device)
+        return replace(self, **moved_fields)
 
     def pin_memory(self) -> Batch:
         """Copy the batch to page-locked memory; called by the worker pool."""
-        pinned = {}
-        for name, value in vars(self).items():
-            pinned[name] = each_tensor(value, torch.Tensor.pin_memory)
-        return Batch(**pinned)
+        pinned_fields = {}
+        for field_name, value in vars(self).items():
+            pinned_fields[field_name] = each_tensor(value, torch.Tensor.pin_memory)
+        return Batch(**pinned_fields)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor of the batch."""
@@ -187,30 +77,39 @@ def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 def on_device(
     batches: Iterable[Batch],
     device: torch.device,
-    inputs: bool,
+    with_inputs: bool,
 ) -> Iterator[Batch]:
     """Yield batches on a device; a GPU receives each while it still computes on the one before.
 
     Args:
         batches: Batches on the CPU, in page-locked memory for a GPU.
         device: The device.
-        inputs: Whether to move the student's inputs, too; see :meth:`Batch.to`.
+        with_inputs: Whether to move the student's inputs, too; see :meth:`Batch.to`.
     """
-    if device.type != "cuda":
-        for batch in batches:
-            yield batch.to(device, inputs)
+    if device.type == "cuda":
+        yield from _on_gpu(batches, device, with_inputs)
         return
+    for batch in batches:
+        yield batch.to(device, with_inputs)
+
+
+def _on_gpu(
+    batches: Iterable[Batch],
+    device: torch.device,
+    with_inputs: bool,
+) -> Iterator[Batch]:
+    """Copy each batch to a GPU in a stream of its own, beside the computation."""
     copy_stream = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(copy_stream):
-            moved = batch.to(device, inputs)
+            moved_batch = batch.to(device, with_inputs)
         compute_stream = torch.cuda.current_stream(device)
         compute_stream.wait_stream(copy_stream)
-        for tensor in moved.tensors():
+        for tensor in moved_batch.tensors():
             # The copying stream must not reuse this memory while the computing one still reads it.
             if tensor.is_cuda:
                 tensor.record_stream(compute_stream)
-        yield moved
+        yield moved_batch
 
 
 class Pairs(Dataset[Batch]):
@@ -238,56 +137,68 @@ class Pairs(Dataset[Batch]):
         self._split = split
         self._inputs = inputs
         self._teachers = teachers
-        no_image, no_text = inputs.missing()
-        if teachers:
-            for teacher in teachers:
-                teacher.require_shards()  # now, not in the middle of an epoch
-            no_image = np.union1d(no_image, teachers[0].skipped)
-            no_text = np.union1d(no_text, teachers[1].skipped)
+        image_rows, caption_rows = _rows_left_out(inputs, teachers)
         # Keep the few rows that are left out, not the many that remain: each worker has a copy.
-        left_out_rows = np.unique(no_text).astype(np.int64)
-        if len(no_image):
-            without_image = np.flatnonzero(np.isin(split.caption_image, no_image))
-            left_out_rows = np.union1d(left_out_rows, without_image)
-        self.n_left_out = len(left_out_rows)
-        self._kept_before = left_out_rows - np.arange(self.n_left_out)
+        left_out = np.unique(caption_rows).astype(np.int64)
+        if len(image_rows):
+            lacks_image = np.isin(split.caption_image, image_rows)
+            left_out = np.union1d(left_out, np.flatnonzero(lacks_image))
+        self.n_left_out = len(left_out)
+        # For each row that is left out, how many rows before it are not.
+        self._n_kept_before = left_out - np.arange(self.n_left_out)
 
     def __len__(self) -> int:
         return self._split.n_captions - self.n_left_out
 
-    def rows(self, pairs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, pair_numbers: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Return the image rows and caption rows of pair numbers: int64 ``[B]`` each."""
-        caption_rows = np.asarray(pairs) + np.searchsorted(self._kept_before, pairs, "right")
-        return np.asarray(self._split.caption_image[caption_rows]), caption_rows
+        n_left_out_before = np.searchsorted(self._n_kept_before, pair_numbers, "right")
+        caption_rows = np.asarray(pair_numbers) + n_left_out_before
+        image_rows = np.asarray(self._split.caption_image[caption_rows])
+        return image_rows, caption_rows
 
-    def __getitem__(self, pairs: ArrayLike) -> Batch:
-        image_rows, caption_rows = self.rows(pairs)
+    def __getitem__(self, pair_numbers: ArrayLike) -> Batch:
+        image_rows, caption_rows = self.rows(pair_numbers)
         teacher_image = teacher_text = None
         if self._teachers:
-            teacher_image = torch.from_numpy(self._teachers[0].gather(image_rows))
-            teacher_text = torch.from_numpy(self._teachers[1].gather(caption_rows))
+            image_teacher, text_teacher = self._teachers
+            teacher_image = torch.from_numpy(image_teacher.gather(image_rows))
+            teacher_text = torch.from_numpy(text_teacher.gather(caption_rows))
         return Batch(
-            self._inputs.images(image_rows),
-            self._inputs.texts(caption_rows),
-            teacher_image,
-            teacher_text,
-            torch.from_numpy(image_rows),
+            images=self._inputs.images(image_rows),
+            texts=self._inputs.texts(caption_rows),
+            teacher_image=teacher_image,
+            teacher_text=teacher_text,
+            image_ids=torch.from_numpy(image_rows),
         )
 
 
-def pairs_per_step(
-    n_pairs: int,
-    wanted: int,
-    processes: int,
-) -> int:
+def _rows_left_out(
+    inputs: StudentInputs,
+    teachers: Sequence[Embeddings] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of images and of captions without an input or without a teacher's row."""
+    no_image, no_text = inputs.missing()
+    if not teachers:
+        return no_image, no_text
+    for teacher in teachers:
+        teacher.require_shards()  # now, not in the middle of an epoch
+    image_teacher, text_teacher = teachers
+    image_rows = np.union1d(no_image, image_teacher.skipped)
+    caption_rows = np.union1d(no_text, text_teacher.skipped)
+    return image_rows, caption_rows
+
+
+def pairs_per_step(n_pairs: int, n_wanted: int, n_processes: int) -> int:
     """Return the pairs per step of one process: as many as wanted, or all if there are fewer.
 
     Args:
         n_pairs: Trainable pairs.
-        wanted: Pairs per step of one process that the settings ask for.
-        processes: Number of processes.
+        n_wanted: Pairs per step of one process that the settings ask for.
+        n_processes: Number of processes.
     """
-    return max(1, min(wanted, n_pairs // processes))
+    n_available = n_pairs // n_processes
+    return max(1, min(n_wanted, n_available))
 
 
 @dataclass
@@ -325,13 +236,14 @@ class EpochOrder:
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, whatever ``first`` is."""
-        return self.n_pairs // (self.batch_size * self.size)
+        pairs_of_all = self.batch_size * self.size
+        return self.n_pairs // pairs_of_all
 
     def __iter__(self) -> Iterator[np.ndarray]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(self.n_pairs)
-        n_used = len(self) * self.batch_size * self.size
-        batches = order[:n_used].reshape(-1, self.size, self.batch_size)
+        permutation = generator.permutation(self.n_pairs)
+        n_in_batches = len(self) * self.batch_size * self.size
+        batches = permutation[:n_in_batches].reshape(-1, self.size, self.batch_size)
         yield from batches[self.first :, self.rank]
 
 
@@ -345,7 +257,9 @@ class Sources(NamedTuple):
     def lack_a_modality(self) -> bool:
         """Return whether the split has no image, or no caption, with an input."""
         no_image, no_text = self.inputs.missing()
-        return len(no_image) == self.split.n_images or len(no_text) == self.split.n_captions
+        lacks_images = len(no_image) == self.split.n_images
+        lacks_texts = len(no_text) == self.split.n_captions
+        return lacks_images or lacks_texts
 
 
 def next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, CusaError | None]:

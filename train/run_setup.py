@@ -11,6 +11,7 @@ import torch
 
 from cusa.data.errors import RunError
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.tars.tar_set import TarSet
 from cusa.train.assemble import MadeStudent, make_student, resolve
 from cusa.train.config import Config
 from cusa.train.length import RunLength, refuse_endless_warmup
@@ -23,7 +24,7 @@ from cusa.train.saving.run_dir import Checkpoints, begun
 from cusa.train.saving.student_folder import BEST_FOLDER
 from cusa.train.step import Footprint, TrainStep, prepare_step
 from cusa.train.stores import Store, open_store
-from cusa.train.student import Processors
+from cusa.train.student import Processors, Student
 from cusa.train.training_data import TrainingData, data_notes, open_training_data
 from cusa.train.validation_store import open_validation_store
 
@@ -92,9 +93,7 @@ def set_up_run(
     """
     if processes.leads and not resume:
         _refuse_existing(run_dir)
-    store = open_store(config.data.embeddings, config.data.image_root)
-    if isinstance(store, EmbeddingStore):
-        store.verify_index()
+    store = _open_training_store(config)
     val_store = open_validation_store(config.data)
     resolved, provenance = resolve(config, store, val_store)
     resumed = None
@@ -110,31 +109,59 @@ def set_up_run(
         data = open_training_data(
             store, val_store or store, resolved, provenance, initial.processors, processes
         )
-        refuse_endless_warmup(resolved, data.steps_per_epoch)
-        if resumed is not None:
-            resumed.refuse_idle_steps(data.steps_per_epoch)
-        loss = CUSALoss(resolved.loss, gather=resolved.train.gather)
-        step = TrainStep(initial.student, loss, resolved, processes.device).to(processes.device)
+        _refuse_useless_steps(resolved, resumed, data.steps_per_epoch)
+        step = _make_step(resolved, initial.student, processes)
         footprint = _footprint(step, data)
-    if processes.rank > 0:  # each process has pairs of its own, so give it its own dropout masks
-        sequence = np.random.SeedSequence([resolved.train.seed, processes.rank])
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+    _seed_masks(resolved, processes)
     return RunSetup(
-        run_dir,
-        processes,
-        workers,
-        store,
-        resolved,
-        provenance,
-        resumed,
-        step,
-        initial.processors,
-        initial.backbone,
-        footprint,
-        data,
-        RunLength(resolved, data.steps_per_epoch),
-        data_notes(data, config, store),
+        run_dir=run_dir,
+        processes=processes,
+        workers=workers,
+        store=store,
+        config=resolved,
+        provenance=provenance,
+        resumed=resumed,
+        step=step,
+        processors=initial.processors,
+        backbone=initial.backbone,
+        footprint=footprint,
+        data=data,
+        length=RunLength(resolved, data.steps_per_epoch),
+        notes=data_notes(data, config, store),
     )
+
+
+def _open_training_store(config: Config) -> EmbeddingStore | TarSet:
+    store = open_store(config.data.embeddings, config.data.image_root)
+    if isinstance(store, EmbeddingStore):
+        store.verify_index()
+    return store
+
+
+def _refuse_useless_steps(
+    config: Config,
+    resumed: BegunRun | None,
+    steps_per_epoch: int,
+) -> None:
+    """Refuse steps that would change nothing, now that it is known how many an epoch has."""
+    refuse_endless_warmup(config, steps_per_epoch)
+    if resumed is not None:
+        resumed.refuse_idle_steps(steps_per_epoch)
+
+
+def _make_step(config: Config, student: Student, processes: Processes) -> TrainStep:
+    loss = CUSALoss(config.loss, gather=config.train.gather)
+    step = TrainStep(student, loss, config, processes.device)
+    return step.to(processes.device)
+
+
+def _seed_masks(config: Config, processes: Processes) -> None:
+    """Give each process dropout masks of its own, since it has pairs of its own."""
+    if processes.rank == 0:
+        return
+    sequence = np.random.SeedSequence([config.train.seed, processes.rank])
+    seed = sequence.generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(seed))
 
 
 def _refuse_existing(run_dir: Path) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from cusa.train.config import Config
 from cusa.train.gradient_cache import encode_in_micro_batches
-from cusa.train.loader import Batch, Inputs
+from cusa.train.loader import Batch
 from cusa.train.loss.cusa_loss import CUSALoss, LossTerms
 from cusa.train.student import Features, Student
+from cusa.train.student_inputs import Inputs
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

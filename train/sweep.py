@@ -49,8 +49,10 @@ class Cell:
     @property
     def without_seed(self) -> tuple[tuple[str, str], ...]:
         """Return its values without the seed: runs that differ only in their seed share them."""
-        seed_names = ("seed", SHORT["seed"])
-        return tuple(item for item in self.values.items() if item[0] not in seed_names)
+        values = dict(self.values)
+        for seed_name in ("seed", SHORT["seed"]):
+            values.pop(seed_name, None)
+        return tuple(values.items())
 
 
 def parse_grid(axes: Sequence[str]) -> list[Cell]:
@@ -63,65 +65,78 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
         SettingError: If an axis has another form, a name is not a setting, an axis or a value
             occurs twice, or two runs would have the same folder.
     """
-    grid = {}
+    grid: dict[str, list[str]] = {}
     full_names = set()
     for axis in axes:
-        name, equals, values = axis.partition("=")
-        if "." not in name:
-            name = name.replace("-", "_")
+        name, values = _parse_axis(axis)
         full_name = SHORT.get(name, name)
-        if not equals or not all(values.split(",")):
-            raise SettingError(
-                f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa "
-                "seed=0,1,2",
-                name="sweep",
-            )
-        if name not in SHORT and "." not in name:
-            raise SettingError(
-                f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as "
-                "loss.alpha",
-                name="sweep",
-            )
         if full_name in full_names:
             raise SettingError(
                 f"--sweep {axis}: this setting is given twice; give all its values in one axis",
                 name="sweep",
             )
-        if name == "train.device":
-            raise SettingError(
-                f"--sweep {axis}: all runs of a grid are on one device; pass --device",
-                name="sweep",
-            )
         full_names.add(full_name)
-        grid[name] = values.split(",")
+        grid[name] = values
 
     cells = []
     for combination in itertools.product(*grid.values()):
         axis_values = dict(zip(grid, combination, strict=True))
-        cells.append(Cell(axis_values, _settings(axis_values)))
-    for first, second in itertools.combinations(cells, 2):
-        if first.settings == second.settings:
+        cells.append(Cell(axis_values, _nested_settings(axis_values)))
+    _refuse_like_cells(cells)
+    return cells
+
+
+def _parse_axis(axis: str) -> tuple[str, list[str]]:
+    """Return the name and the values of an axis."""
+    name, equals, values_text = axis.partition("=")
+    values = values_text.split(",")
+    if not equals or not all(values):
+        raise SettingError(
+            f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2",
+            name="sweep",
+        )
+    is_full_name = "." in name
+    if not is_full_name:
+        name = name.replace("-", "_")
+    if not is_full_name and name not in SHORT:
+        raise SettingError(
+            f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as "
+            "loss.alpha",
+            name="sweep",
+        )
+    if name == "train.device":
+        raise SettingError(
+            f"--sweep {axis}: all runs of a grid are on one device; pass --device", name="sweep"
+        )
+    return name, values
+
+
+def _refuse_like_cells(cells: Sequence[Cell]) -> None:
+    """Refuse cells that have the same settings or the same folder."""
+    for first_cell, second_cell in itertools.combinations(cells, 2):
+        if first_cell.settings == second_cell.settings:
             raise SettingError(
                 "--sweep: a value is given twice; give each value of an axis once", name="sweep"
             )
-    if len({cell.name for cell in cells}) < len(cells):
+    folder_names = {cell.name for cell in cells}
+    if len(folder_names) < len(cells):
         raise SettingError(
             "--sweep: two runs would have the same folder, whose name keeps only letters, digits "
             "and . _ - of a value; give values that differ in those",
             name="sweep",
         )
-    return cells
 
 
-def _settings(values: Mapping[str, str]) -> dict[str, Any]:
+def _nested_settings(axis_values: Mapping[str, str]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in axis_values.items():
         if name == "loss" and value not in TERMS:
             raise SettingError(f"--sweep loss={value}: legal are {', '.join(TERMS)}", name="sweep")
         if name == "loss":
             setting = nest("loss.terms", TERMS[value])
         else:
-            setting = parse_settings([f"{SHORT.get(name, name)}={value}"])
+            full_name = SHORT.get(name, name)
+            setting = parse_settings([f"{full_name}={value}"])
         nested = merge(nested, setting)
     return nested
 
@@ -155,44 +170,53 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
         RunError: If a run lacks scores of the validation split.
     """
     runs = []
-    scores_by_row: dict[tuple[tuple[str, str], ...], list[_Scores | None]] = {}
+    scores_by_values: dict[tuple[tuple[str, str], ...], list[_Scores | None]] = {}
     for cell in cells:
-        scores = _scores(folder / cell.name)
+        scores = _read_scores(folder / cell.name)
         runs.append({"run": cell.name, **cell.values, "val": scores})
-        scores_by_row.setdefault(cell.without_seed, []).append(scores)
+        scores_by_values.setdefault(cell.without_seed, []).append(scores)
 
     rows = []
-    for shared_values, run_scores in scores_by_row.items():
-        rows.append(_row(dict(shared_values), run_scores))
-    report = {"runs": runs, "table": [asdict(row) for row in rows]}
-    texts = {"sweep.json": json.dumps(report, indent=2) + "\n", "sweep.md": to_markdown(rows)}
-    for name, text in texts.items():
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    for shared_values, run_scores in scores_by_values.items():
+        rows.append(_summary_row(dict(shared_values), run_scores))
+    table = [asdict(row) for row in rows]
+    report_json = json.dumps({"runs": runs, "table": table}, indent=2)
+    _write_text(folder / "sweep.json", f"{report_json}\n")
+    _write_text(folder / "sweep.md", to_markdown(rows))
     return rows
 
 
-def _row(shared_values: Mapping[str, str], run_scores: Sequence[_Scores | None]) -> Row:
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _summary_row(shared_values: Mapping[str, str], run_scores: Sequence[_Scores | None]) -> Row:
     n_runs = len(run_scores)
+    measured_scores = [scores for scores in run_scores if scores is not None]
     mean = std = None
-    measured = [scores for scores in run_scores if scores is not None]
-    if len(measured) == n_runs:
-        mean = _by_student(statistics.fmean, measured)
+    if len(measured_scores) == n_runs:
+        mean = _by_student(statistics.fmean, measured_scores)
         if n_runs > 1:
-            std = _by_student(statistics.stdev, measured)
+            std = _by_student(statistics.stdev, measured_scores)
     return Row(shared_values, n_runs, mean, std)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Format the best students' scores, and RSUM at the end, as a Markdown table."""
-    head = [*rows[0].values, "runs"]
+    columns = [*rows[0].values, "runs"]
     if validated(rows):
-        head += [score.replace("_r", " R@") for score in _SCORES[:-1]]
-        head += ["RSUM, best student", "RSUM, at the end"]
-    table = [head, *([*row.values.values(), str(row.n), *figures(row)] for row in rows)]
-    lines = [f"| {' | '.join(cells)} |" for cells in table]
-    lines.insert(1, "|" + "---|" * len(head))
+        columns += [score.replace("_r", " R@") for score in _SCORES[:-1]]
+        columns += ["RSUM, best student", "RSUM, at the end"]
+    lines = [_markdown_line(columns), "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [*row.values.values(), str(row.n), *figures(row)]
+        lines.append(_markdown_line(cells))
     return "\n".join(lines) + "\n"
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def validated(rows: Sequence[Row]) -> bool:
@@ -204,7 +228,8 @@ def figures(row: Row) -> list[str]:
     """Format a row's scores of the best student, then RSUM at the end; empty without validation."""
     if row.mean is None:
         return []
-    columns = [*(("best", score) for score in _SCORES), ("last", "rsum")]
+    columns = [("best", score) for score in _SCORES]
+    columns.append(("last", "rsum"))
     texts = []
     for student, score in columns:
         text = f"{row.mean[student][score]:.1f}"
@@ -214,17 +239,17 @@ def figures(row: Row) -> list[str]:
     return texts
 
 
-def _scores(run_dir: Path) -> _Scores | None:
+def _read_scores(run_dir: Path) -> _Scores | None:
     """Read a run's best and its last scores; ``None`` without a validation split."""
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "val"]
     if not lines and load_run(run_dir)[0].data.val_split is None:
         return None
     best_lines = [line for line in lines if line["best"]]
     try:
-        by_student = {}
-        for student, line in (("best", best_lines[-1]), ("last", lines[-1])):
-            by_student[student] = {score: line[score] for score in _SCORES}
-        return by_student
+        return {
+            "best": {score: best_lines[-1][score] for score in _SCORES},
+            "last": {score: lines[-1][score] for score in _SCORES},
+        }
     except (IndexError, KeyError):
         path = run_dir / METRICS_FILE
         raise RunError(

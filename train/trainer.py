@@ -5,7 +5,6 @@ A run may be stopped anywhere; when it is resumed, it continues as if it had not
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cusa.data.errors import CusaError, DataError, RunError, SettingError, Stopped, StudentError
+from cusa.data.errors import DataError, RunError, SettingError
 from cusa.data.files import FolderLock
 from cusa.data.worker_pool import WorkerPool
+from cusa.train.agreement import agree_to_go_on
 from cusa.train.config import Config
 from cusa.train.diagnosis import named_images, why_not_finite
 from cusa.train.keeper import RunKeeper
@@ -30,6 +30,7 @@ from cusa.train.run_setup import set_up_run
 from cusa.train.saving.run_dir import read_history
 from cusa.train.saving.run_progress import Progress
 from cusa.train.schedule import learning_rate
+from cusa.train.step_figures import StepFigures
 from cusa.train.training_state import TrainingState
 from cusa.train.validation import Validation, ValidationScores
 
@@ -81,12 +82,11 @@ class Trainer:
         if setup.resumed is not None:
             self._restore(setup.resumed)
         self.keeper = RunKeeper(setup, self.state, self.progress, self._warn)
+        self._figures = StepFigures(setup, self.progress)
         self._validation = Validation(setup, self.keeper, self.progress, validation_scores)
         self._module: nn.Module = setup.step
         self._reporters: Sequence[Reporter] = ()
         self._check_stop: Callable[[], None] = lambda: None
-        # The time and step from which the next report counts its samples per second.
-        self._pace_start = (time.perf_counter(), self.progress.step)
 
     def _restore(self, resumed: BegunRun) -> None:
         """Restore the newest checkpoint of a resumed run."""
@@ -136,7 +136,8 @@ class Trainer:
             self._begin()
             batches = run_lock.enter_context(closing(self._batches(pool)))
             while not self.finished:
-                self._train_to(self.setup.length.next_validation(self.progress), batches)
+                next_validation = setup.length.next_validation(self.progress)
+                self._train_to(next_validation, batches)
                 self._validate()
         lost = self.keeper.lost_at_the_end()
         if lost:
@@ -175,8 +176,6 @@ class Trainer:
         for reporter in self._reporters:
             reporter.started(self)
 
-    # --- steps
-
     def _batches(self, pool: WorkerPool[Batch]) -> Generator[Batch, None, None]:
         """Yield the batches of all remaining steps, epoch by epoch, on the device."""
         data = self.setup.data
@@ -189,53 +188,18 @@ class Trainer:
                 yield from on_device(read_batches, self.setup.processes.device, whole_inputs)
             first = (epoch + 1) * data.steps_per_epoch
 
-    def _train_to(
-        self,
-        last_step: int,
-        batches: Iterator[Batch],
-    ) -> None:
+    def _train_to(self, last_step: int, batches: Iterator[Batch]) -> None:
         """Take steps up to one that is to be validated."""
+        processes = self.setup.processes
         self.setup.step.train()
-        self._pace_start = (time.perf_counter(), self.progress.step)
+        self._figures.start_clock()
         not_finite = ""
         while self.progress.step < last_step:
             batch, fault = next_batch(batches)
-            self._agree_to_go_on(fault, not_finite)
+            agree_to_go_on(processes, self.keeper, self._check_stop, fault, not_finite)
             assert batch is not None  # without one there is a fault
             not_finite = self._train_on(batch)
-        self._agree_to_go_on(None, not_finite)
-
-    def _agree_to_go_on(self, fault: CusaError | None, not_finite: str) -> None:
-        """Stop all processes if one of them cannot go on, and save a checkpoint if one is due.
-
-        Args:
-            fault: Why this process could not read its next batch, if it could not.
-            not_finite: Why its last loss or gradient is not finite; empty if it is.
-        """
-        processes = self.setup.processes
-        is_due = processes.leads and self.keeper.checkpoint_is_due()
-        # One exchange for all four, since each exchange costs a message to every process.
-        any_fault, any_not_finite, signal, any_due = processes.most(
-            [fault is not None, bool(not_finite), self._stop_signal(), is_due]
-        )
-        # No checkpoint here: the run would resume at the same step, with the same loss.
-        if any_not_finite:
-            elsewhere = "another process has a loss that is not finite; its own message says why"
-            raise StudentError(not_finite or elsewhere)
-        if any_fault or signal or any_due:
-            self.keeper.save_checkpoint()
-        if any_fault:
-            raise self.keeper.resumable(fault)
-        if signal:
-            raise Stopped.by(signal)
-
-    def _stop_signal(self) -> int:
-        """Return the signal that asks this process to stop, or 0."""
-        try:
-            self._check_stop()
-        except Stopped as stopped:
-            return stopped.signal
-        return 0
+        agree_to_go_on(processes, self.keeper, self._check_stop, not_finite=not_finite)
 
     def _train_on(self, batch: Batch) -> str:
         """Take one step.
@@ -246,8 +210,8 @@ class Trainer:
         """
         setup = self.setup
         image_ids = setup.data.image_ids
-        rate = learning_rate(self.progress.step, setup.data.steps_per_epoch, setup.config)
         step_number = self.progress.step + 1
+        rate = learning_rate(self.progress.step, setup.data.steps_per_epoch, setup.config)
         try:
             with enough_memory(_SMALLER_BATCHES, "train.batch_size"):
                 terms: LossTerms = self._module(batch)
@@ -262,30 +226,13 @@ class Trainer:
             return why_not_finite(setup.step, batch, terms, image_ids, step_number)
 
         self.progress.step = step_number
-        is_logged = step_number % setup.config.train.log_every == 0 or step_number == 1
-        if setup.processes.leads and is_logged:
-            self._report_step(terms, rate)
+        is_logged = step_number == 1 or step_number % setup.config.train.log_every == 0
+        if is_logged and setup.processes.leads:
+            self._report(self._figures.measure(terms, rate))
         return ""
 
-    def _report_step(self, terms: LossTerms, rate: float) -> None:
-        data = self.setup.data
-        began, first_step = self._pace_start
-        now = time.perf_counter()
-        self._pace_start = (now, self.progress.step)
-        n_pairs = (self.progress.step - first_step) * data.pairs_per_step
-
-        # Each item() waits for the GPU, so call it only for steps that are logged.
-        values = terms._asdict()
-        metrics: dict[str, Any] = {
-            "kind": "train",
-            "step": self.progress.step,
-            "epoch": self.progress.step / data.steps_per_epoch,
-            "loss": terms.total.item(),
-            **{term: values[term].item() for term in self.setup.config.loss.terms},
-            **self.setup.step.loss.temperatures(),
-            "lr": rate,
-            "samples_per_s": n_pairs * self.setup.processes.size / (now - began),
-        }
+    def _report(self, metrics: dict[str, Any]) -> None:
+        """Log the figures of a step, and show them."""
         self.keeper.log(metrics)
         for reporter in self._reporters:
             reporter.stepped(metrics)

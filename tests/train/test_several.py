@@ -18,12 +18,12 @@ from cusa.data.errors import DataError, RunError
 from cusa.eval.metrics.validation import validation_scores
 from cusa.train.commands import resume_command
 from cusa.train.config_building import build_config, merge
-from cusa.train.loader import FileInputs
 from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import Checkpoints, read_metrics
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.schedule import learning_rate
+from cusa.train.student_inputs import FileInputs
 from cusa.train.trainer import Trainer
 from tests.helpers import (
     ADAPTER,

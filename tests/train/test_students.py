@@ -11,8 +11,8 @@ import transformers
 from PIL import Image
 
 from cusa.data.errors import FORWARD_PASS, ImageError, StudentError
-from cusa.train.loader import FileInputs
 from cusa.train.student import StudentConfig, dual_encoder_student, load_dual_encoder
+from cusa.train.student_inputs import FileInputs
 from tests.helpers import Fault, fault_of
 from tests.tiny_models import (
     SIZES,

@@ -220,7 +220,7 @@ def test_bad_command_lines(index, tmp_path):
 
     assert error("--image-teacher", "x") == Fault(StoreError, path=index, name="x")
     assert error("--text-encoder", "vision") == Fault(StoreError, path=index, name="vision")
-    assert error("--preset", "x") == Fault(SettingError, name="x")
+    assert error("--preset", "x") == Fault(SettingError, name="preset")
     assert error("--set", "loss.x=1") == Fault(SettingError, name="loss.x")
     assert error("--set", "data.val_split=x") == Fault(StoreError, path=index, name="x")
     assert error("--batch-size", 1) == Fault(SettingError, name="train.batch_size")

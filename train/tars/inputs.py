@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from cusa.data.captions import normalizer
 from cusa.data.tars.open_tar import OpenTar
-from cusa.train.loader import Inputs, pixels_of_file
 from cusa.train.student import Processors
+from cusa.train.student_inputs import Inputs, pixels_of_file
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class TarRows:
     caption_rows: np.ndarray
 
 
+BatchRows = Sequence[TarRows]  # of all pairs of a batch, tar by tar
+
+
 class TarInputs(Protocol):
     """Reads a student's inputs for a batch whose pairs are in several tars."""
 
@@ -47,16 +52,10 @@ class TarInputs(Protocol):
     def reads_images(self) -> bool:
         """Return whether pictures are read from the tars."""
 
-    def images(
-        self,
-        rows: Sequence[TarRows],
-    ) -> Inputs:
+    def images(self, rows: BatchRows) -> Inputs:
         """Read the image trunk's inputs, in the order of the batch."""
 
-    def texts(
-        self,
-        rows: Sequence[TarRows],
-    ) -> Inputs:
+    def texts(self, rows: BatchRows) -> Inputs:
         """Read the text trunk's inputs, in the order of the batch."""
 
 
@@ -83,17 +82,11 @@ class StoredTarInputs:
         """Return the names of the encoders: a pair needs the rows of both."""
         return self.encoders
 
-    def images(
-        self,
-        rows: Sequence[TarRows],
-    ) -> torch.Tensor:
+    def images(self, rows: BatchRows) -> torch.Tensor:
         """Read float32 ``[B, image_dim]``."""
         return gathered_image_rows(rows, self.image_encoder).float()
 
-    def texts(
-        self,
-        rows: Sequence[TarRows],
-    ) -> torch.Tensor:
+    def texts(self, rows: BatchRows) -> torch.Tensor:
         """Read float32 ``[B, text_dim]``."""
         return gathered_caption_rows(rows, self.text_encoder).float()
 
@@ -114,10 +107,7 @@ class TarFileInputs:
     encoders = ()
     reads_images = True
 
-    def images(
-        self,
-        rows: Sequence[TarRows],
-    ) -> torch.Tensor:
+    def images(self, rows: BatchRows) -> torch.Tensor:
         """Decode and preprocess pictures: float32 ``[B, 3, h, w]``.
 
         Raises:
@@ -125,56 +115,61 @@ class TarFileInputs:
             TarError: If a tar cannot be read, or has become shorter.
         """
         pixels: dict[int, torch.Tensor] = {}
-        for in_tar in rows:
-            image_rows = in_tar.image_rows.tolist()
-            for position, row in zip(in_tar.positions.tolist(), image_rows, strict=True):
-                path, content = in_tar.tar.image_path(row), in_tar.tar.image(row)
+        for rows_of_tar in rows:
+            tar = rows_of_tar.tar
+            positions = rows_of_tar.positions.tolist()
+            image_rows = rows_of_tar.image_rows.tolist()
+            for position, image_row in zip(positions, image_rows, strict=True):
+                path = tar.image_path(image_row)
+                content = tar.image(image_row)
                 pixels[position] = pixels_of_file(self.processors, path, content)
-        in_order = map(pixels.__getitem__, range(len(pixels)))
-        return torch.cat(list(in_order))
+        return torch.cat(_in_order_of_batch(pixels))
 
-    def texts(
-        self,
-        rows: Sequence[TarRows],
-    ) -> dict[str, torch.Tensor]:
+    def texts(self, rows: BatchRows) -> dict[str, torch.Tensor]:
         """Normalise and tokenise captions: int64 ``[B, length]`` by name of the model's input."""
         normalize = normalizer(self.normalizer_name)
         captions: dict[int, str] = {}
-        for in_tar in rows:
-            texts = in_tar.tar.captions[in_tar.caption_rows]
-            for position, text in zip(in_tar.positions.tolist(), texts, strict=True):
-                captions[position] = normalize(text)
-        in_order = map(captions.__getitem__, range(len(captions)))
-        return self.processors.tokens(list(in_order))
+        for rows_of_tar in rows:
+            positions = rows_of_tar.positions.tolist()
+            tar_captions = rows_of_tar.tar.captions[rows_of_tar.caption_rows]
+            for position, caption in zip(positions, tar_captions, strict=True):
+                captions[position] = normalize(caption)
+        return self.processors.tokens(_in_order_of_batch(captions))
+
+
+def _in_order_of_batch(by_position: Mapping[int, Item]) -> list[Item]:
+    return [by_position[position] for position in range(len(by_position))]
 
 
 def gathered_image_rows(
-    rows: Sequence[TarRows],
+    rows: BatchRows,
     teacher: str,
 ) -> torch.Tensor:
     """Gather an image teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
     gathered = _empty_batch(rows, teacher)
-    for in_tar in rows:
-        gathered[in_tar.positions] = in_tar.tar.rows(teacher)[in_tar.image_rows]
+    for rows_of_tar in rows:
+        stored_rows = rows_of_tar.tar.rows(teacher)
+        gathered[rows_of_tar.positions] = stored_rows[rows_of_tar.image_rows]
     return torch.from_numpy(gathered)
 
 
 def gathered_caption_rows(
-    rows: Sequence[TarRows],
+    rows: BatchRows,
     teacher: str,
 ) -> torch.Tensor:
     """Gather a text teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
     gathered = _empty_batch(rows, teacher)
-    for in_tar in rows:
-        gathered[in_tar.positions] = in_tar.tar.rows(teacher)[in_tar.caption_rows]
+    for rows_of_tar in rows:
+        stored_rows = rows_of_tar.tar.rows(teacher)
+        gathered[rows_of_tar.positions] = stored_rows[rows_of_tar.caption_rows]
     return torch.from_numpy(gathered)
 
 
 def _empty_batch(
-    rows: Sequence[TarRows],
+    rows: BatchRows,
     teacher: str,
 ) -> np.ndarray:
     """Return room for a teacher's rows of a batch: ``[B, dim]`` in the stored dtype."""
-    stored = rows[0].tar.rows(teacher)
-    n_pairs = sum(len(in_tar.positions) for in_tar in rows)
-    return np.empty((n_pairs, stored.shape[1]), stored.dtype)
+    stored_rows = rows[0].tar.rows(teacher)
+    n_pairs = sum(len(rows_of_tar.positions) for rows_of_tar in rows)
+    return np.empty((n_pairs, stored_rows.shape[1]), stored_rows.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cusa.data.errors import DataError
@@ -9,7 +10,7 @@ from cusa.data.objects.folder import is_remote
 from cusa.data.tars.cache import TarCache
 from cusa.data.tars.tar_set import TarSet
 from cusa.train.config import Config, DataConfig
-from cusa.train.saving.provenance import Provenance
+from cusa.train.saving.provenance import Provenance, StoredTeacher
 from cusa.train.student import Processors
 from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs, TarInputs
 from cusa.train.tars.pairs import TarSetPairs, rows_read
@@ -39,17 +40,23 @@ def open_tar_pairs(
     """
     inputs: TarInputs
     if processors is None:
-        image, text = (encoder.name for encoder in provenance.encoders.values())
-        inputs = StoredTarInputs(image, text)
+        image_encoder, text_encoder = _names(provenance.encoders)
+        inputs = StoredTarInputs(image_encoder, text_encoder)
     else:
         _require_image_root(tar_set)
         every_teacher = tuple(tar_set.manifest.teachers)
         inputs = TarFileInputs(processors, config.data.normalizer, every_teacher)
-    teachers = tuple(teacher.name for teacher in provenance.teachers.values())
+    teachers = _names(provenance.teachers)
     n_at_once = config.data.window * config.data.streams
     source = _source(tar_set, config.data, rows_read(teachers, inputs), inputs.reads_images)
     pairs = TarSetPairs(source.files, inputs, teachers, n_at_once + _MORE_OPEN)
-    return pairs, TarSupply(pairs, tuple(tar_set.manifest.names), source, n_at_once)
+    supply = TarSupply(pairs, tuple(tar_set.manifest.names), source, n_at_once)
+    return pairs, supply
+
+
+def _names(models: Mapping[str, StoredTeacher]) -> tuple[str, ...]:
+    """Return the names of models that are given by modality."""
+    return tuple(model.name for model in models.values())
 
 
 def _source(

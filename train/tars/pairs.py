@@ -48,7 +48,9 @@ class TarSetPairs(Dataset[Batch]):
         teachers: Sequence[str],
         n_open: int,
     ) -> None:
+        manifest = files.manifest
         self._files = files
+        self._manifest = manifest
         self._inputs = inputs
         self._teachers = teachers
         self._n_open = n_open
@@ -56,10 +58,10 @@ class TarSetPairs(Dataset[Batch]):
         self._deciding_teachers = tuple(dict.fromkeys([*teachers, *inputs.teachers]))
         self.teachers_read = rows_read(teachers, inputs)
         self.reads_images = inputs.reads_images
-        manifest = files.manifest
         self.n_trainable = manifest.n_trainable(self._deciding_teachers)
         n_captions = int(manifest.counts["n_captions"].sum())
-        self.n_left_out = n_captions - int(self.n_trainable.sum())
+        n_pairs = int(self.n_trainable.sum())
+        self.n_left_out = n_captions - n_pairs
         self._first_pairs = _starts(self.n_trainable)
         self._first_images = _starts(manifest.counts["n_images"])
 
@@ -69,24 +71,16 @@ class TarSetPairs(Dataset[Batch]):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open_tars": OrderedDict()}
 
-    def tars_of(
-        self,
-        pairs: ArrayLike,
-    ) -> np.ndarray:
+    def tars_of(self, pairs: ArrayLike) -> np.ndarray:
         """Return the numbers of the tars that pairs are in: int64, ascending."""
-        return np.unique(self._tar_of_each(np.asarray(pairs)))
+        tar_of_each = self._tar_of_each(np.asarray(pairs))
+        return np.unique(tar_of_each)
 
-    def _tar_of_each(
-        self,
-        pairs: np.ndarray,
-    ) -> np.ndarray:
+    def _tar_of_each(self, pairs: np.ndarray) -> np.ndarray:
         # Of tars without a trainable pair, which begin where the next one begins, none is meant.
         return np.searchsorted(self._first_pairs, pairs, "right") - 1
 
-    def __getitem__(
-        self,
-        pairs: ArrayLike,
-    ) -> Batch:
+    def __getitem__(self, pairs: ArrayLike) -> Batch:
         try:
             return self._read(np.asarray(pairs))
         except CusaError as error:
@@ -99,33 +93,31 @@ class TarSetPairs(Dataset[Batch]):
     ) -> CusaError:
         """Return an error on a copy as one on the tar or the file of the set."""
         for tar_number in self.tars_of(pairs).tolist():
-            error = self._files.elsewhere(error, self._files.manifest.names[tar_number])
+            tar_name = self._manifest.names[tar_number]
+            error = self._files.elsewhere(error, tar_name)
         return error
 
-    def _read(
-        self,
-        pair_numbers: np.ndarray,
-    ) -> Batch:
+    def _read(self, pair_numbers: np.ndarray) -> Batch:
         tar_of_each = self._tar_of_each(pair_numbers)
         image_ids = np.empty(len(pair_numbers), np.int64)
         rows: list[TarRows] = []
         for tar_number in np.unique(tar_of_each).tolist():
             positions = np.flatnonzero(tar_of_each == tar_number)
             numbers_in_tar = pair_numbers[positions] - self._first_pairs[tar_number]
-            in_tar = self._locate(tar_number, positions, numbers_in_tar)
-            image_ids[positions] = self._first_images[tar_number] + in_tar.image_rows
-            rows.append(in_tar)
+            rows_of_tar = self._locate(tar_number, positions, numbers_in_tar)
+            image_ids[positions] = self._first_images[tar_number] + rows_of_tar.image_rows
+            rows.append(rows_of_tar)
         teacher_image = teacher_text = None
         if self._teachers:
             image_teacher, text_teacher = self._teachers
             teacher_image = gathered_image_rows(rows, image_teacher)
             teacher_text = gathered_caption_rows(rows, text_teacher)
         return Batch(
-            self._inputs.images(rows),
-            self._inputs.texts(rows),
-            teacher_image,
-            teacher_text,
-            torch.from_numpy(image_ids),
+            images=self._inputs.images(rows),
+            texts=self._inputs.texts(rows),
+            teacher_image=teacher_image,
+            teacher_text=teacher_text,
+            image_ids=torch.from_numpy(image_ids),
         )
 
     def _locate(
@@ -136,22 +128,22 @@ class TarSetPairs(Dataset[Batch]):
     ) -> TarRows:
         """Return the rows of pairs, given their numbers among the trainable pairs of a tar."""
         tar = self._open(tar_number)
-        left_out = self._files.manifest.untrainable(tar_number, self._deciding_teachers)
-        kept_before = left_out - np.arange(len(left_out))
-        caption_rows = numbers_in_tar + np.searchsorted(kept_before, numbers_in_tar, "right")
-        return TarRows(tar, positions, tar.caption_image[caption_rows], caption_rows)
+        left_out = self._manifest.untrainable(tar_number, self._deciding_teachers)
+        # For each row that is left out, how many rows before it are not.
+        n_kept_before = left_out - np.arange(len(left_out))
+        n_left_out_before = np.searchsorted(n_kept_before, numbers_in_tar, "right")
+        caption_rows = numbers_in_tar + n_left_out_before
+        image_rows = tar.caption_image[caption_rows]
+        return TarRows(tar, positions, image_rows, caption_rows)
 
-    def _open(
-        self,
-        tar_number: int,
-    ) -> OpenTar:
+    def _open(self, tar_number: int) -> OpenTar:
         """Return a tar, open; of those that are open, the one used longest ago is closed."""
         tar = self._open_tars.get(tar_number)
         if tar is None:
             while len(self._open_tars) >= self._n_open:
                 self._open_tars.popitem(last=False)
-            name = self._files.manifest.names[tar_number]
-            tar = OpenTar(self._files, name, self.teachers_read, self.reads_images)
+            tar_name = self._manifest.names[tar_number]
+            tar = OpenTar(self._files, tar_name, self.teachers_read, self.reads_images)
             self._open_tars[tar_number] = tar
         self._open_tars.move_to_end(tar_number)
         return tar
@@ -172,10 +164,7 @@ class ImageNames(Sequence[str]):
         tar_set: The set.
     """
 
-    def __init__(
-        self,
-        tar_set: TarSet,
-    ) -> None:
+    def __init__(self, tar_set: TarSet) -> None:
         self._tar_set = tar_set
         self._first_images = _starts(tar_set.manifest.counts["n_images"])
 
