@@ -65,7 +65,7 @@ class EmbeddingStore:
         if is_remote(path):
             raise StoreError(
                 f"{location_text(path)} is in an object store, and a store is read from a disk; "
-                "copy it to one (a set of tars may stay there, but this command takes stores alone)",
+                "copy it to one (a set of tars may stay, but this command takes stores alone)",
                 path=self.path,
             )
         if not self.path.exists():
