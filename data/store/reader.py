@@ -62,9 +62,9 @@ class EmbeddingStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if is_remote(path):
+        if is_remote(self.path):
             raise StoreError(
-                f"{location_text(path)} is in an object store, and a store is read from a disk; "
+                f"{location_text(self.path)} is in an object store, and a store is read from a disk; "
                 "copy it to one (a set of tars may stay, but this command takes stores alone)",
                 path=self.path,
             )
