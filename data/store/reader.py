@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from cusa.data.errors import StoreError
+from cusa.data.objects.folder import is_remote, location_text
 from cusa.data.store.checksum import (
     INDEX_FORMAT,
     read_seal,
@@ -61,6 +62,12 @@ class EmbeddingStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if is_remote(self.path):
+            raise StoreError(
+                f"{location_text(self.path)} is in an object store, and a store is read from a disk; "
+                "copy it to one (a set of tars may stay, but this command takes stores alone)",
+                path=self.path,
+            )
         if not self.path.exists():
             raise StoreError(
                 f"embedding store {path} does not exist; make it with cusa-precompute --out {path}",
