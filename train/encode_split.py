@@ -21,6 +21,8 @@ from cusa.train.student import Features, Student
 from cusa.train.student_inputs import Inputs
 
 Unit = Literal["images", "captions"]
+ReadInputs = Callable[[np.ndarray], Inputs]  # by int64 row
+Forward = Callable[[Any], Features]  # a student's encode_image or encode_text
 
 
 @torch.no_grad()
@@ -92,8 +94,8 @@ class _RowEncoder:
 
     def encode(
         self,
-        read: Callable[[np.ndarray], Inputs],
-        forward: Callable[[Any], Features],
+        read: ReadInputs,
+        forward: Forward,
         rows: np.ndarray,
         unit: Unit,
     ) -> Rows:
@@ -124,8 +126,8 @@ class _RowEncoder:
 
     def _encode_chunks(
         self,
-        read: Callable[[np.ndarray], Inputs],
-        forward: Callable[[Any], Features],
+        read: ReadInputs,
+        forward: Forward,
         rows: np.ndarray,
         unit: Unit,
     ) -> list[Rows]:
@@ -149,7 +151,7 @@ class _RowEncoder:
 
 @torch.no_grad()
 def embed(
-    forward: Callable[[Any], Features],
+    forward: Forward,
     inputs: Inputs,
     device: torch.device | str,
 ) -> Rows:
@@ -174,7 +176,7 @@ def embed(
 class _ByRows:
     """A reader of inputs, indexed by an array of rows as a worker pool expects."""
 
-    def __init__(self, read: Callable[[np.ndarray], Inputs]) -> None:
+    def __init__(self, read: ReadInputs) -> None:
         self._read = read
 
     def __getitem__(self, rows: np.ndarray) -> Inputs:

@@ -86,19 +86,16 @@ class Teachers:
             IndexError: If a row is out of range, or they are no whole numbers in one dimension.
             DataError: If a teacher skipped an image or caption of the batch; names the first.
         """
-        captions = caption_row_numbers(caption_rows)
-        if captions.size and (captions.min() < 0 or captions.max() >= self.split.n_captions):
-            raise IndexError(
-                f"caption rows must be from 0 to {self.split.n_captions - 1:,}, not "
-                f"{captions.min():,} to {captions.max():,}"
-            )
-        images = np.asarray(self.split.caption_image)[captions]
-        image_rows = _gather(self._image, images, "image", self.split.image_ids)
-        text_rows = _gather(self._text, captions, "caption", self.split.caption_ids)
+        split = self.split
+        row_numbers = caption_row_numbers(caption_rows)
+        _require_in_range(row_numbers, split.n_captions)
+        image_numbers = np.asarray(split.caption_image)[row_numbers]
+        image_rows = _gather(self._image, image_numbers, "image", split.image_ids)
+        text_rows = _gather(self._text, row_numbers, "caption", split.caption_ids)
         return TeacherBatch(
-            image=_on(device, image_rows),
-            text=_on(device, text_rows),
-            image_ids=torch.from_numpy(images).to(device or "cpu", non_blocking=True),
+            image=_on_device(image_rows, device),
+            text=_on_device(text_rows, device),
+            image_ids=torch.from_numpy(image_numbers).to(device or "cpu", non_blocking=True),
         )
 
     @property
@@ -123,8 +120,22 @@ def caption_row_numbers(rows: ArrayLike | torch.Tensor) -> np.ndarray:
     return row_vector(rows)
 
 
+def _require_in_range(row_numbers: np.ndarray, n_captions: int) -> None:
+    if not row_numbers.size:
+        return
+    least = row_numbers.min()
+    greatest = row_numbers.max()
+    if least < 0 or greatest >= n_captions:
+        raise IndexError(
+            f"caption rows must be from 0 to {n_captions - 1:,}, not {least:,} to {greatest:,}"
+        )
+
+
 def _rows_of_teacher(
-    store: EmbeddingStore, split: str, modality: str, name: str | None
+    store: EmbeddingStore,
+    split: str,
+    modality: str,
+    name: str | None,
 ) -> Embeddings | None:
     """Return the rows of a modality's teacher; ``None`` if none is named and the store has none."""
     modalities = {settings.modality for settings in store.teachers.values()}
@@ -138,24 +149,30 @@ def _rows_of_teacher(
 
 
 def _gather(
-    embeddings: Embeddings | None, rows: np.ndarray, kind: str, ids: Sequence[str]
+    embeddings: Embeddings | None,
+    row_numbers: np.ndarray,
+    kind: str,
+    ids: Sequence[str],
 ) -> np.ndarray | None:
     """Return a teacher's rows, float16 or float32 ``[B, e]``, refusing those that it skipped."""
     if embeddings is None:
         return None
-    if len(embeddings.skipped):
-        skipped = rows[np.isin(rows, embeddings.skipped)]
-        if len(skipped):
-            skipped_id = ids[int(skipped[0])]
-            raise DataError(
-                f"{kind} {skipped_id!r} has no row: its teacher skipped it; leave such pairs out "
-                "(Teachers.trainable_captions has the others)",
-                name=skipped_id,
-            )
-    return embeddings.gather(rows)
+    is_skipped = np.isin(row_numbers, embeddings.skipped)
+    if is_skipped.any():
+        first_skipped = row_numbers[is_skipped][0]
+        skipped_id = ids[int(first_skipped)]
+        raise DataError(
+            f"{kind} {skipped_id!r} has no row: its teacher skipped it; leave such pairs out "
+            "(Teachers.trainable_captions has the others)",
+            name=skipped_id,
+        )
+    return embeddings.gather(row_numbers)
 
 
-def _on(device: torch.device | str | None, rows: np.ndarray | None) -> torch.Tensor | None:
+def _on_device(
+    rows: np.ndarray | None,
+    device: torch.device | str | None,
+) -> torch.Tensor | None:
     if rows is None:
         return None
     return torch.from_numpy(rows).to(device or "cpu", non_blocking=True)
