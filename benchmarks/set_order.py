@@ -48,6 +48,7 @@ SMOKE = (
     "--cost-tars 40 --set train.epochs=1 --set train.batch_size=4",
 )
 TOPICS = 20
+RANKS = 64
 ALL_PAIRS = "permutation of all pairs"
 AS_STORED = "as stored"
 # Window, streams, whether batches are mixed.
@@ -83,15 +84,24 @@ print(1000 * (time.process_time() - began), (peak_kib() - before) / 1024)
 """
 
 
+def step_cost(
+    n_tars: int, share: float, rank: int, streams: int, window: int
+) -> tuple[float, float]:
+    """CPU ms and MiB of the step after a share of the epoch, in a new interpreter."""
+    arguments = map(str, (n_tars, share, rank, streams, window))
+    command = [sys.executable, "-c", ONE_STEP, *arguments]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    cpu_ms, peak_mib = map(float, output.split())
+    return cpu_ms, peak_mib
+
+
 def step_costs(n_tars: int, n_steps: int, streams: int, window: int) -> dict[str, float]:
     """The largest CPU ms and MiB of a step, over random steps of random processes."""
     generator = np.random.default_rng(0)
     costs = []
     for _ in range(n_steps):
-        arguments = [n_tars, generator.random(), generator.integers(64), streams, window]
-        command = [sys.executable, "-c", ONE_STEP, *map(str, arguments)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        costs.append(tuple(map(float, output.split())))
+        share, rank = generator.random(), int(generator.integers(RANKS))
+        costs.append(step_cost(n_tars, share, rank, streams, window))
     cpu_ms, peak_mib = zip(*costs, strict=True)
     return {
         "steps": n_steps,

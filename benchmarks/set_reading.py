@@ -116,6 +116,7 @@ class UndecodedInputs:
     """The bytes of pictures and captions."""
 
     teachers = ()
+    encoders = ()
     reads_images = True
 
     def images(self, rows: Sequence[TarRows]) -> Any:
@@ -160,7 +161,7 @@ class SetBatches(Batches):
         self, tar_set: TarSet, inputs: TarInputs, batch_size: int, batches: int | None
     ) -> None:
         pairs = TarSetPairs(tar_set, inputs, list(TEACHERS), WINDOW + 2)
-        source = InPlace(tar_set, pairs.teachers_in_use, pairs.reads_images)
+        source = InPlace(tar_set, pairs.teachers_read, pairs.reads_images)
         self._supply = TarSupply(pairs, tuple(tar_set.manifest.names), source, WINDOW)
         order = SetOrder(pairs.n_trainable, batch_size, seed=0, window=WINDOW)
         super().__init__(pairs, order, batches)
@@ -183,11 +184,11 @@ def read_webdataset(paths: Sequence[str], stages: Sequence[Any]) -> Callable[[],
 @click.option(
     "--images", type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files to repeat."
 )
-@click.option("--tars", "n_tars", default=16)
-@click.option("--pairs", "n_pairs", default=500, help="Of each tar.")
+@click.option("--tars", "n_tars", default=8)
+@click.option("--pairs", "n_pairs", default=2000, help="Of each tar.")
 @click.option("--batch-size", default=128)
 @click.option("--batches", default=8, help="Batches of decoded pictures in a round.")
-@click.option("--rounds", default=11)
+@click.option("--rounds", default=7)
 @click.option("--store", type=click.Path(path_type=Path), help="Folder to keep the inputs in.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(

@@ -34,12 +34,13 @@ import torch
 from PIL import Image
 
 from cusa.data.tars.manifest import COUNTS, MANIFEST, Manifest, TarRows, write_manifest
+from cusa.data.tars.paths import common_folder
 from cusa.precompute.pipeline import PipelineOptions
 from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.tars.maker import TarPolicy
 from cusa.precompute.tars.run import TarRun
-from cusa.precompute.tars.workplace import Workplace
+from cusa.precompute.tars.workplace import open_workplace
 from cusa.precompute.teachers.base import Teacher
 
 SMOKE = ("--tars 10 --rounds 1 --manifests 20",)
@@ -47,14 +48,14 @@ PAIRS = 20
 DIM = 8
 
 
-def make_tars(folder: Path, n_tars: int) -> list[Path]:
+def make_tars(folder: Path, n_tars: int, n_pairs: int = PAIRS) -> list[Path]:
     """Tars as img2dataset writes them: a picture, its caption, and a JSON file."""
     paths = []
     generator = np.random.default_rng(0)
     for number in range(n_tars):
         path = folder / f"{number:05d}.tar"
         with tarfile.open(path, "w") as tar:
-            for pair in range(number * PAIRS, (number + 1) * PAIRS):
+            for pair in range(number * n_pairs, (number + 1) * n_pairs):
                 pixels = generator.integers(0, 255, (64, 64, 3), np.uint8)
                 picture = io.BytesIO()
                 Image.fromarray(pixels).save(picture, "JPEG")
@@ -110,24 +111,24 @@ class Silent:
         return lambda *_: None
 
 
+def make_rows(tars: Sequence[Path], location: Path) -> None:
+    """Stage one over tars with teachers that compute nothing, into a folder or a URL."""
+    pipeline = PipelineOptions("cpu", "fp32", workers=0, encoders=1, skip_errors=False)
+    requests: Any = [NoWork("eyes", "image"), NoWork("words", "text")]
+    policy = TarPolicy("txt", "fail", is_share=False, image_root=common_folder(tars))
+    with open_workplace(location, tars) as workplace:
+        out = workplace.folder / "set.h5"
+        options = RunOptions(out, pipeline, None, None, None, "float16", "albef")
+        run = TarRun(tars, requests, options, policy, workplace, connect(), Silent(), lambda: None)
+        run.go()
+
+
 def run(tars: Sequence[Path], folder: Path) -> tuple[float, float]:
     """CPU seconds and peak MiB of stage one in a process of its own."""
 
     def work() -> None:
         began = time.process_time()
-        pipeline = PipelineOptions("cpu", "fp32", workers=0, encoders=1, skip_errors=False)
-        options = RunOptions(folder / "set.h5", pipeline, None, None, None, "float16", "albef")
-        requests: Any = [NoWork("eyes", "image"), NoWork("words", "text")]
-        TarRun(
-            tars,
-            requests,
-            options,
-            TarPolicy("txt", "fail", False),
-            Workplace(folder, folder),
-            connect(),
-            Silent(),
-            lambda: None,
-        ).go()
+        make_rows(tars, folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         sender.send((time.process_time() - began, peak))
 

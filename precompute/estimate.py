@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from cusa.data.errors import DataError
 from cusa.data.records import Dataset
+from cusa.precompute.image_source import ImageSource
 from cusa.precompute.pipeline import PipelineOptions, encoded_batches, encoder_threads
 from cusa.precompute.reading import TeacherBatch
 from cusa.precompute.shard_plan import ShardTask
@@ -47,6 +48,11 @@ class Estimate:
     n_bytes: int
     rates: Rates
 
+    @property
+    def seconds(self) -> float:
+        """Return how long this process would take."""
+        return self.n_rows / self.rates.whole
+
 
 def measure(
     teacher: Teacher,
@@ -55,6 +61,7 @@ def measure(
     dataset: Dataset,
     options: PipelineOptions,
     seconds: float,
+    images: ImageSource | None = None,
 ) -> Rates:
     """Run a teacher for a few seconds without writing anything.
 
@@ -65,6 +72,7 @@ def measure(
         dataset: The data set.
         options: How to run the teacher.
         seconds: Duration of the measurement of each of the two rates.
+        images: The images; ``None``: the data set's files.
 
     Raises:
         CusaError: If no item could be read, or the teacher fails.
@@ -76,7 +84,7 @@ def measure(
     n_rows = [0]
     began = time.perf_counter()
     shards = ((task, task.rows) for task in tasks)
-    encoded = encoded_batches(teacher, normalizer_name, shards, dataset, options)
+    encoded = encoded_batches(teacher, normalizer_name, shards, dataset, options, images)
     with closing(encoded):
         for _, batch, _ in encoded:
             elapsed_s.append(time.perf_counter() - began)

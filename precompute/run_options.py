@@ -67,10 +67,13 @@ class RunReporter(Protocol):
         self,
         teacher: str,
         split: str,
-        n_done: int,
+        n_done: float,
         file: str,
     ) -> None:
-        """Report the rows that all processes have made, and this process's current shard."""
+        """Report the rows that all processes have made, and this process's current shard.
+
+        Of tars, parts are counted, too.
+        """
         ...
 
     def note(self, text: str) -> None:

@@ -16,12 +16,12 @@ class RowCount:
     """
 
     before: int
-    now: int
+    now: float
     total: int
 
     @property
-    def finished(self) -> int:
-        """Return the rows that are finished."""
+    def finished(self) -> float:
+        """Return the rows that are finished; of tars, parts count, too."""
         return self.before + self.now
 
 
@@ -62,7 +62,7 @@ class RunRecord:
         self,
         teacher: str,
         split: str,
-        n_done: int,
+        n_done: float,
         file: str,
     ) -> None:
         """Count the rows that all processes together have made in this run."""
@@ -81,10 +81,11 @@ class RunRecord:
     def progress(self) -> str:
         """Describe how far the run got."""
         n_rows = 0
-        n_finished = 0
+        n_finished = 0.0
         for count in self.counts.values():
             n_rows += count.total
             n_finished += count.finished
         if not n_rows:
             return f"no {self.unit} were encoded yet"
-        return f"{n_finished:,} of {n_rows:,} {self.unit} are encoded; finished shards are kept"
+        n_whole = int(n_finished)
+        return f"{n_whole:,} of {n_rows:,} {self.unit} are encoded; finished shards are kept"

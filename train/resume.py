@@ -156,7 +156,8 @@ def begun_run(
     fields = provenance_before.differences(store, provenance)
     if fields:
         raise StoreError(
-            f"{location_text(store.path)} is not the store of {run_dir}: {'; '.join(fields)}",
+            f"{location_text(store.path)} is not the store of {run_dir} ({'; '.join(fields)}); "
+            f"bring that back, or begin another run on this one, as with --init {run_dir}",
             path=store.path,
         )
     return BegunRun(

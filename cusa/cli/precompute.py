@@ -172,7 +172,7 @@ def _refuse_given(context: click.Context, names: Collection[str], subject: str) 
     "only_plan",
     is_flag=True,
     help="Try the teachers for a few seconds; print rows, shards, disk space, time, and the time "
-    "saved per epoch of training. Writes nothing.",
+    "saved per epoch of training; of tars, what an array of jobs would take. Writes nothing.",
 )
 @click.version_option(package_name="cusa")
 @click.pass_context
@@ -187,7 +187,7 @@ def main(context: click.Context, only_plan: bool, **options: Any) -> None:
 
     quiet_libraries()
     if are_tars(options["dataset"]):
-        _precompute_tars(context, options)
+        _precompute_tars(context, only_plan, options)
         return
     _refuse_given(context, _ONLY_TARS, "this data set, only to WebDataset tars")
     for name in _ONLY_TARS:
@@ -205,15 +205,20 @@ def main(context: click.Context, only_plan: bool, **options: Any) -> None:
         print_outcome(finished_store)
 
 
-def _precompute_tars(context: click.Context, options: dict[str, Any]) -> None:
-    """Run the teachers over tars, and print what the set holds."""
-    from cusa.cli.tars_output import print_manifest
+def _precompute_tars(context: click.Context, only_plan: bool, options: dict[str, Any]) -> None:
+    """Run the teachers over tars, and print what the set holds; or print what that would take."""
+    from cusa.cli.tars_output import print_manifest, print_tar_plan
     from cusa.stages.options import TarOptions
-    from cusa.stages.precompute_tars import precompute_tars
+    from cusa.stages.precompute_tars import plan_tars, precompute_tars
 
     legal_names = {"dataset", *TarOptions.__annotations__}
-    _refuse_given(context, {*options, "only_plan"} - legal_names, "WebDataset tars")
+    _refuse_given(context, options.keys() - legal_names, "WebDataset tars")
     tar_options = {name: options[name] for name in legal_names}
+    if only_plan:
+        estimated = plan_tars(progress=True, **tar_options)
+        if estimated.leads:
+            print_tar_plan(estimated)
+        return
     finished_set = precompute_tars(progress=True, **tar_options)
     if not finished_set.leads:
         return

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
+from cusa.data.objects.folder import is_remote
 from cusa.screen.console import console, print_plain
 
 if TYPE_CHECKING:
@@ -45,23 +47,16 @@ def print_plan(plan: Plan) -> None:
     shard_range = plan.options.shard_range
     first_shard = shard_range[0] if shard_range else 0
     console().print(_estimates_table(plan.estimates, first_shard, plan.processes))
-    folder = plan.options.out.resolve().parent
-    while not folder.exists():
-        folder = folder.parent
-    n_free = shutil.disk_usage(folder).free
-    n_bytes = sum(estimate.n_bytes for estimate in plan.estimates)
-    total_s = sum(_seconds(estimate, plan.processes) for estimate in plan.estimates)
-    print_plain(
-        f"disk: {n_bytes / 1e9:,.3f} GB of rows, {n_free / 1e9:,.1f} GB free in {folder}\n"
-        f"time: about {_duration(total_s)} in {plan.processes} process(es)"
-    )
+    print_disk(plan.estimates, plan.options.out.parent)
+    total_s = sum(estimate.seconds for estimate in plan.estimates) / plan.processes
+    print_plain(f"time: about {duration(total_s)} in {plan.processes} process(es)")
     n_pairs = sum(len(record.captions) for record in plan.dataset.splits.get("train", ()))
     if n_pairs:
         # Without a store, an epoch runs every teacher on every pair; with one, it reads their rows.
         epoch_s = sum(n_pairs / estimate.rates.encoding for estimate in plan.estimates)
         pair_bytes = sum(estimate.n_bytes / estimate.n_rows for estimate in plan.estimates)
         print_plain(
-            f"saved per training epoch: {_duration(epoch_s)} of teachers on {n_pairs:,} pairs, "
+            f"saved per training epoch: {duration(epoch_s)} of teachers on {n_pairs:,} pairs, "
             f"for reading {n_pairs * pair_bytes / 1e6:,.1f} MB"
         )
 
@@ -77,17 +72,35 @@ def _estimates_table(estimates: Sequence[Estimate], first_shard: int, processes:
             f"{estimate.n_bytes / 1e6:,.1f}",
             f"{estimate.rates.whole:,.0f}",
             f"{estimate.rates.encoding:,.0f}",
-            _duration(_seconds(estimate, processes)),
+            duration(estimate.seconds / processes),
         )
         first_shard = stop_shard
     return table
 
 
-def _seconds(estimate: Estimate, processes: int) -> float:
-    return estimate.n_rows / estimate.rates.whole / processes
+def print_disk(
+    estimates: Sequence[Estimate],
+    folder: Path,
+) -> None:
+    """Print how many bytes the rows take, and how many are free.
+
+    Args:
+        estimates: The work of each teacher.
+        folder: Where rows will be; of an object store, free bytes are not known.
+    """
+    n_bytes = sum(estimate.n_bytes for estimate in estimates)
+    line = f"disk: {n_bytes / 1e9:,.3f} GB of rows"
+    if not is_remote(folder):
+        folder = folder.resolve()
+        while not folder.exists():
+            folder = folder.parent
+        n_free = shutil.disk_usage(folder).free
+        line += f", {n_free / 1e9:,.1f} GB free in {folder}"
+    print_plain(line)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     if seconds < 6000:

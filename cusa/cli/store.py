@@ -32,6 +32,13 @@ from cusa.stages.machine import pick_device
 if TYPE_CHECKING:
     from cusa.precompute.audit import Audit
 
+PROCESSES_OPTION = click.option(
+    "--processes",
+    type=POSITIVE,
+    default=1,
+    help="Of a set of tars: processes that read its files; 1 reads by threads.",
+)
+
 
 @click.group(context_settings=CONTEXT_SETTINGS)
 @click.version_option(package_name="cusa")
@@ -73,7 +80,8 @@ def info(store_path: Path, as_json: bool) -> None:
     help="Rename damaged files to NAME.damaged, so that the next cusa-precompute makes exactly "
     "those again.",
 )
-def verify(store_path: Path, repair: bool) -> None:
+@PROCESSES_OPTION
+def verify(store_path: Path, repair: bool, processes: int) -> None:
     """Compare all bytes with the checksums, and name damaged files.
 
     STORE is the index of a store, or the folder of a set of tars, also as s3://BUCKET/PREFIX.
@@ -90,7 +98,7 @@ def verify(store_path: Path, repair: bool) -> None:
         )
     is_set = holds_set(store_path)
     if is_set:
-        n_files, damages = verify_set(store_path)
+        n_files, damages = verify_set(store_path, processes)
     else:
         n_files, damages = checks.verify(store_path)
     for damage in damages:
@@ -99,10 +107,10 @@ def verify(store_path: Path, repair: bool) -> None:
         click.echo(f"{n_files} files are whole")
         return
     if not repair:
-        fail(
-            f"{len(damages)} of {n_files} files are damaged or missing; --repair lets "
-            "cusa-precompute make them again"
-        )
+        advice = "--repair lets cusa-precompute make them again"
+        if is_remote(store_path):
+            advice = "delete these, and run the cusa-precompute command again"
+        fail(f"{len(damages)} of {n_files} files are damaged or missing; {advice}")
     moved = set_aside_in_set(damages) if is_set else checks.set_aside(store_path, damages)
     for path in moved:
         click.echo(f"set aside: {path}")
@@ -207,13 +215,15 @@ def _audit_set(
     seed: int,
     device: str,
 ) -> list[Audit]:
+    from cusa.data.objects.folder import location_text
     from cusa.data.tars.paths import expand_tars
     from cusa.data.tars.tar_set import TarSet
 
     opened = TarSet(folder)
     if not dataset and opened.image_root is None:
         raise SettingError(
-            f"{folder} does not say where its tars are; pass --dataset TARS", name="dataset"
+            f"{location_text(folder)} does not say where its tars are; pass --dataset TARS",
+            name="dataset",
         )
     tars = expand_tars(dataset) if dataset else list(map(opened.tar_path, opened.manifest.names))
     sources: dict[str, str] = {}
@@ -255,7 +265,8 @@ def merge(store_path: Path, part_paths: tuple[Path, ...]) -> None:
     metavar="TARS",
     help="The tars of the set, if they were moved; tars without rows are named, too.",
 )
-def index(folder: Path, dataset: tuple[str, ...]) -> None:
+@PROCESSES_OPTION
+def index(folder: Path, dataset: tuple[str, ...], processes: int) -> None:
     """Write the manifest of SET, a folder or s3:// prefix of WebDataset tars' rows, from its files.
 
     For job arrays, whose last job cannot know that it is the last; run it again after tars were
@@ -268,7 +279,7 @@ def index(folder: Path, dataset: tuple[str, ...]) -> None:
     from cusa.data.tars.paths import common_folder, expand_tars
 
     tars = expand_tars(dataset) if dataset else []
-    manifest = build_manifest(folder)
+    manifest = build_manifest(folder, processes=processes)
     if tars:
         image_root = record_origin(folder, common_folder(tars), {}).image_root
         manifest = replace(manifest, image_root=image_root)

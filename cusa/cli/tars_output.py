@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+from rich.table import Table
+
+from cusa.cli.precompute_output import duration, print_disk
 from cusa.data.objects.folder import location_text
-from cusa.screen.console import print_plain
+from cusa.screen.console import console, print_plain
 
 if TYPE_CHECKING:
     # This imports numpy and h5py, which would delay the report of a mistyped option.
     from cusa.data.tars.manifest import Manifest
+    from cusa.precompute.estimate import Estimate
+    from cusa.stages.precompute_tars import TarPlan
 
 _SHOWN_RANGES = 8
+# Numbers of jobs that a plan divides the tars among.
+_ARRAYS = (4, 16, 64, 256, 1024)
 
 
 def print_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -70,3 +79,59 @@ def print_missing(
     if len(ranges) > _SHOWN_RANGES:
         options.append("...")
     print_plain(f"{n_missing:,} of {len(tars):,} tars have no rows: {', '.join(options)}")
+
+
+def print_tar_plan(plan: TarPlan) -> None:
+    """Print the tars, rows, disk space and time that a run over tars would take."""
+    estimate = plan.estimate
+    n_pending = estimate.n_tars - estimate.n_done
+    print_plain(f"{estimate.n_tars:,} tars, {estimate.n_done:,} of them done")
+    if not n_pending:
+        return
+    n_left_out = ""
+    if estimate.n_left_out:
+        n_left_out = f"; {estimate.n_left_out:,} samples of these tars are left out"
+    print_plain(
+        f"a tar: about {estimate.images.mean():,.0f} images ({estimate.images.min():,} to "
+        f"{estimate.images.max():,} in {len(estimate.images)} tars that were read) and "
+        f"{estimate.captions.mean():,.0f} captions{n_left_out}"
+    )
+    console().print(_tar_estimates_table(estimate.teachers, plan.processes))
+    print_disk(estimate.teachers, plan.folder)
+    seconds_per_tar = estimate.seconds / n_pending
+    total_s = estimate.seconds / plan.processes
+    print_plain(
+        f"time: about {duration(total_s)} in {plan.processes} process(es), "
+        f"{duration(seconds_per_tar)} a tar; reading a tar takes {duration(estimate.reading_s)} of "
+        "it"
+    )
+    arrays: list[str] = []
+    for n_jobs in _ARRAYS:
+        if n_jobs <= n_pending:
+            tars_of_job = math.ceil(n_pending / n_jobs)
+            job_s = duration(tars_of_job * seconds_per_tar)
+            arrays.append(f"{n_jobs:,} jobs: {tars_of_job:,} tars and {job_s} each")
+    if arrays:
+        print_plain(f"as an array of such processes: {'; '.join(arrays)}")
+
+
+def _tar_estimates_table(
+    estimates: Sequence[Estimate],
+    processes: int,
+) -> Table:
+    table = Table(
+        "teacher", "tars", "rows", "MB a tar", "MB on disk", "rows/s", "teacher alone", "time"
+    )
+    for estimate in estimates:
+        bytes_per_tar = estimate.n_bytes / max(1, estimate.n_shards)
+        table.add_row(
+            escape(estimate.teacher),
+            f"{estimate.n_shards:,}",
+            f"{estimate.n_rows:,}",
+            f"{bytes_per_tar / 1e6:,.2f}",
+            f"{estimate.n_bytes / 1e6:,.1f}",
+            f"{estimate.rates.whole:,.0f}",
+            f"{estimate.rates.encoding:,.0f}",
+            duration(estimate.seconds / processes),
+        )
+    return table

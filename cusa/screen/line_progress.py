@@ -117,19 +117,21 @@ def _log_line(task: Task, n_completed: float, seconds: float) -> str:
         seconds: How long it took.
     """
     unit = unit_of(task)
-    completed = f"{task.completed:,.0f}"
+    # Of a tar in the making, a part may be done.
+    completed = f"{int(task.completed):,}"
     if task.total is not None:
         completed += f" of {task.total:,.0f}"
     log_line = f"{task.description}: {completed} {unit}"
     if seconds > _SHORTEST_S:
         rate = n_completed / seconds
-        log_line += f", {_format_rate(rate)} {unit}/s, {_format_time(task, seconds, rate)}"
+        log_line += f", {format_rate(rate)} {unit}/s, {_format_time(task, seconds, rate)}"
     if status := task.fields.get("status"):
         log_line += f"; {status}"
     return log_line
 
 
-def _format_rate(rate: float) -> str:
+def format_rate(rate: float) -> str:
+    """Format work per second, which may be far less than one."""
     if rate >= 10:
         return f"{rate:,.0f}"
     return f"{rate:.2g}"

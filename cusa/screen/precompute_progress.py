@@ -56,7 +56,7 @@ class PrecomputeProgress(RunRecord):
         self,
         teacher: str,
         split: str,
-        n_done: int,
+        n_done: float,
         file: str,
     ) -> None:
         """Show the rows that all processes together have made in this run."""

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from cusa.screen.line_progress import LineProgress, unit_of
+from cusa.screen.line_progress import LineProgress, format_rate, unit_of
 
 
 def progress_display(quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> Progress:
@@ -97,4 +97,4 @@ class RateColumn(ProgressColumn):
         units_per_second = task.finished_speed or task.speed
         if not units_per_second:
             return Text("")
-        return Text(f"{units_per_second:,.0f} {unit_of(task)}/s")
+        return Text(f"{format_rate(units_per_second)} {unit_of(task)}/s")

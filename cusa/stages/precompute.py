@@ -18,6 +18,7 @@ from cusa.stages.options import PrecomputeOptions
 from cusa.stages.precomputed_store import PrecomputedStore, teacher_rows
 from cusa.stages.signals import stop_signals
 from cusa.stages.teacher_run import (
+    PROBE_S,
     own_hardware,
     parse_teachers,
     recorded,
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from cusa.precompute.run_options import RunOptions
     from cusa.precompute.run_record import RunRecord
     from cusa.precompute.teachers import TeacherRequest
-
-# Seconds that a plan runs each teacher.
-_PROBE_S = 3.0
 
 
 @with_options(PrecomputeOptions)
@@ -112,7 +110,7 @@ def plan(
         CusaError: As :func:`precompute` raises it.
     """
     with _prepared(dataset, options, progress) as stage:
-        estimates = stage.run.estimate(_PROBE_S)
+        estimates = stage.run.estimate(PROBE_S)
     processes = stage.processes
     return Plan(estimates, stage.dataset, stage.options, processes.size, processes.leads)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from cusa.stages.options import TarOptions
 from cusa.stages.signals import stop_signals
 from cusa.stages.teacher_run import (
     MAX_DECODERS,
+    PROBE_S,
     Hardware,
     own_hardware,
     parse_teachers,
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from cusa.precompute.processes import RunProcesses
     from cusa.precompute.run_record import RunRecord
     from cusa.precompute.tars.maker import TarPolicy
+    from cusa.precompute.tars.plan import SetEstimate
     from cusa.precompute.tars.ray_cluster import RayCluster
+    from cusa.precompute.tars.run import TarRun
     from cusa.precompute.tars.workplace import Workplace
     from cusa.precompute.teachers import TeacherRequest
 
@@ -85,6 +89,73 @@ def precompute_tars(
         CusaError: If an option, an item or a teacher cannot be used.
         KeyboardInterrupt: On Ctrl-C; the message says how far the run got.
     """
+    with _prepared(dataset, options, progress) as stage:
+        manifest = run_to_end(stage.run, stage.record)
+    notes = tuple(stage.record.notes)
+    return PrecomputedTars(stage.folder, manifest, notes, stage.processes.leads)
+
+
+@dataclass(frozen=True)
+class TarPlan:
+    """What a run over tars would take.
+
+    Attributes:
+        estimate: The tars, and the work of each teacher.
+        folder: The folder of the set; of an object store, its URL as a path.
+        processes: The number of processes.
+        leads: Whether this process is the one that reports.
+    """
+
+    estimate: SetEstimate
+    folder: Path
+    processes: int
+    leads: bool
+
+
+def plan_tars(
+    dataset: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    progress: bool = False,
+    **options: Unpack[TarOptions],
+) -> TarPlan:
+    """Read a few tars and try the teachers on them; estimate what a run would take.
+
+    Nothing is written into the set.
+
+    Args:
+        dataset: As :func:`precompute_tars` takes it.
+        progress: As :func:`precompute_tars` takes it.
+        **options: As :func:`precompute_tars` takes them.
+
+    Raises:
+        CusaError: As :func:`precompute_tars` raises it.
+    """
+    with _prepared(dataset, options, progress, plans=True) as stage:
+        estimate = stage.run.estimate(PROBE_S)
+    return TarPlan(estimate, stage.folder, stage.processes.size, stage.processes.leads)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A run over tars that is ready to go."""
+
+    run: TarRun
+    folder: Path
+    processes: RunProcesses
+    record: RunRecord
+
+
+@contextmanager
+def _prepared(
+    dataset: Any,
+    options: Mapping[str, Any],
+    progress: bool,
+    plans: bool = False,
+) -> Iterator[_Stage]:
+    """Look for the tars and parse the teachers; within the context, progress is shown.
+
+    A plan measures this process, whatever the engine.
+    """
     from cusa.precompute.processes import connect
     from cusa.precompute.tars.workplace import open_workplace
 
@@ -94,10 +165,11 @@ def precompute_tars(
     policy = _policy(given, tars)
     folder = _set_folder(tars, given)
     processes = connect()
+    uses_ray = _uses_ray(given, processes)
+    run_of = _local_run
     location = folder
-    run = _run
-    if _require_engine(given, processes):
-        run = _run_on_ray
+    if uses_ray and not plans:
+        run_of = _ray_run
         location = _absolute(folder)
         chosen_tars = list(map(_absolute, chosen_tars))
     has_copies = any(map(is_remote, [location, *chosen_tars]))
@@ -106,43 +178,51 @@ def precompute_tars(
         recorded(progress, processes.leads) as record,
     ):
         record.unit = "tars"
-        manifest = run(given, chosen_tars, policy, workplace, processes, record)
-    return PrecomputedTars(folder, manifest, tuple(record.notes), processes.leads)
+        requests = _all_requests(parse_teachers(given), workplace, chosen_tars, processes)
+        inputs = _RunInputs(given, chosen_tars, requests, policy, workplace, processes, record)
+        with run_of(inputs) as run:
+            yield _Stage(run, folder, processes, record)
 
 
-def _run(
-    given: Mapping[str, Any],
-    tars: Sequence[Path],
-    policy: TarPolicy,
-    workplace: Workplace,
-    processes: RunProcesses,
-    record: RunRecord,
-) -> Manifest | None:
-    """Make the rows, and return the manifest if this process writes it."""
+@dataclass(frozen=True)
+class _RunInputs:
+    """What a run over tars is made from, on either engine."""
+
+    given: Mapping[str, Any]
+    tars: Sequence[Path]
+    requests: list[TeacherRequest]
+    policy: TarPolicy
+    workplace: Workplace
+    processes: RunProcesses
+    record: RunRecord
+
+
+@contextmanager
+def _local_run(inputs: _RunInputs) -> Iterator[TarRun]:
+    """Let this process, and the others of torchrun, make the rows."""
     from cusa.precompute.tars.run import TarRun
 
-    requests = _all_requests(parse_teachers(given), workplace, tars, processes)
-    hardware = own_hardware(given, processes)
-    options = teacher_run_options(workplace.folder / MANIFEST, given, hardware)
+    hardware = own_hardware(inputs.given, inputs.processes)
     with stop_signals() as check_stop:
-        run = TarRun(tars, requests, options, policy, workplace, processes, record, check_stop)
-        return run_to_end(run, record)
+        yield TarRun(
+            inputs.tars,
+            inputs.requests,
+            teacher_run_options(inputs.workplace.folder / MANIFEST, inputs.given, hardware),
+            inputs.policy,
+            inputs.workplace,
+            inputs.processes,
+            inputs.record,
+            check_stop,
+        )
 
 
-def _run_on_ray(
-    given: Mapping[str, Any],
-    tars: Sequence[Path],
-    policy: TarPolicy,
-    workplace: Workplace,
-    processes: RunProcesses,
-    record: RunRecord,
-) -> Manifest | None:
-    """Let actors of Ray make the rows, and return the manifest unless other jobs make others."""
+@contextmanager
+def _ray_run(inputs: _RunInputs) -> Iterator[TarRun]:
+    """Let actors of Ray make the rows."""
     from cusa.precompute.tars.cluster_run import ClusterRun
     from cusa.precompute.tars.ray_cluster import ray_cluster
 
-    requests = _all_requests(parse_teachers(given), workplace, tars, processes)
-    requests = [_with_absolute_source(request) for request in requests]
+    given = inputs.given
     # On a CPU, an actor has a core, or as many as it is to decode with.
     cores = max(1, given.get("workers", 1))
     # Ray sets a handler of SIGTERM of its own.
@@ -150,12 +230,18 @@ def _run_on_ray(
         ray_cluster(given.get("ray_address"), given.get("device", "auto"), cores) as cluster,
         stop_signals() as check_stop,
     ):
-        record.note(str(cluster))
-        options = teacher_run_options(workplace.folder / MANIFEST, given, _hardware(cluster))
-        run = ClusterRun(
-            cluster, tars, requests, options, policy, workplace, processes, record, check_stop
+        inputs.record.note(str(cluster))
+        yield ClusterRun(
+            cluster,
+            inputs.tars,
+            list(map(_with_absolute_source, inputs.requests)),
+            teacher_run_options(inputs.workplace.folder / MANIFEST, given, _hardware(cluster)),
+            inputs.policy,
+            inputs.workplace,
+            inputs.processes,
+            inputs.record,
+            check_stop,
         )
-        return run_to_end(run, record)
 
 
 def _hardware(cluster: RayCluster) -> Hardware:
@@ -166,7 +252,7 @@ def _hardware(cluster: RayCluster) -> Hardware:
     return Hardware("cuda:0", cluster.cores, min(cluster.cores, MAX_DECODERS))
 
 
-def _require_engine(
+def _uses_ray(
     given: Mapping[str, Any],
     processes: RunProcesses,
 ) -> bool:

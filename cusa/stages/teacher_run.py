@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cusa.precompute.teachers import TeacherRequest
 
 Outcome = TypeVar("Outcome", covariant=True)
+# Seconds that a plan runs each teacher.
+PROBE_S = 3.0
 MAX_DECODERS = 16
 _RUN_OPTIONS = (
     "batch_size",

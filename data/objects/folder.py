@@ -14,8 +14,8 @@ from cusa.data.files import atomic_file
 if TYPE_CHECKING:
     from cusa.data.objects.remote import RemoteFolder
 
-# pathlib writes s3://bucket as s3:/bucket.
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}([^/]*)/*(.*)", re.DOTALL)
+# pathlib writes s3://bucket as s3:/bucket, and s3:// as s3:.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/{1,2}([^/]*)/*(.*))?", re.DOTALL)
 _SCHEMES = ("s3", "gs", "az")
 
 
@@ -138,8 +138,8 @@ def _split_url(location: str | Path) -> tuple[str, str, str] | None:
     url = _URL.fullmatch(text)
     if url is None:
         return None
-    scheme, bucket, key = url.groups()
-    if scheme not in _SCHEMES and "://" not in text:
+    scheme, bucket, key = url.groups(default="")
+    if scheme not in _SCHEMES and "/" not in text:
         return None
     if scheme not in _SCHEMES or not bucket:
         raise _not_a_location(text)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, urlsplit
 
-from cusa.data.errors import ObjectError
+from cusa.data.errors import ObjectError, first_line
 from cusa.data.files import atomic_file
 from cusa.data.objects.remote_errors import one_line_error
 
@@ -33,6 +35,15 @@ _RETRIES = {
 }
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+# These become parts of a request's head.
+_IN_HEADERS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
+_PRINTABLE = re.compile("[!-~]+")
 # The process whose threads obstore's are, once it has some.
 _process_of_threads: list[int] = []
 
@@ -84,7 +95,7 @@ class RemoteFolder:
                 "pip install obstore",
                 location=location,
             ) from None
-        _require_legal_endpoint(location)
+        _require_legal_settings(bucket, location)
         self._obstore = obstore
         store_class: Any = getattr(stores, _STORES[scheme])
         with self._one_line_errors(""):
@@ -193,6 +204,16 @@ class RemoteFolder:
             if is_of_local_file or isinstance(error, ObjectError):
                 raise
             raise one_line_error(error, self._location, object_name) from None
+        except BaseException as error:
+            # A fault of obstore's own, whose class cannot be imported.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ObjectError(
+                f"{self._location}: obstore failed ({first_line(error)}); check the settings of "
+                "the environment",
+                location=self._location,
+                name=object_name,
+            ) from None
 
 
 def _refuse_forked_process(location: str) -> None:
@@ -212,18 +233,47 @@ def _refuse_forked_process(location: str) -> None:
         )
 
 
-def _require_legal_endpoint(location: str) -> None:
-    """Refuse an endpoint that is no URL, as obstore would end with a traceback of its own.
+def _require_legal_settings(
+    bucket: str,
+    location: str,
+) -> None:
+    """Refuse settings that obstore would end on with a traceback of its own.
 
     Raises:
-        ObjectError: If the environment names one.
+        ObjectError: If the bucket's name has white space, a key or region of the environment has
+            some or is not ASCII, or an endpoint is no URL.
     """
+    if not _PRINTABLE.fullmatch(quote(bucket, safe=" ")):
+        raise ObjectError(
+            f"{location}: {bucket!r} is no name of a bucket; legal are letters, digits, dots and "
+            "dashes",
+            location=location,
+            name=bucket,
+        )
+    for variable in _IN_HEADERS:
+        setting = os.environ.get(variable, "")
+        if setting and not _PRINTABLE.fullmatch(setting):
+            raise ObjectError(
+                f"{location}: the environment's {variable} has white space or characters that are "
+                "not ASCII, such as a line feed at its end; set it again",
+                location=location,
+                name=variable,
+            )
     for variable in _ENDPOINTS:
         endpoint = os.environ.get(variable, "")
-        if endpoint and not endpoint.startswith(("http://", "https://")):
+        if endpoint and not (_PRINTABLE.fullmatch(endpoint) and _is_url(endpoint)):
             raise ObjectError(
                 f"{variable} is {endpoint!r}, which is no URL; pass https://HOST or "
                 "http://HOST:PORT",
                 location=location,
                 name=variable,
             )
+
+
+def _is_url(endpoint: str) -> bool:
+    """Return whether an endpoint is a URL with a host, and a legal port if it has one."""
+    try:
+        url = urlsplit(endpoint)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False

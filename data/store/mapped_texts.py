@@ -11,7 +11,7 @@ import numpy as np
 
 from cusa.data.store.hdf5 import array_location, child_group, refuse
 from cusa.data.store.mapped_file import MappedFile
-from cusa.data.store.row_window import RowIndex, indexed_rows, read_rows
+from cusa.data.store.row_window import RowIndex, indexed_rows
 
 
 class Strings(Sequence[str]):
@@ -44,11 +44,14 @@ class Strings(Sequence[str]):
             IndexError: If a row is out of range, or ``row`` is something else.
             StoreError: If a text is damaged.
         """
-        if isinstance(row, np.ndarray) and row.ndim == 1 and len(row):
-            return self._texts(indexed_rows(row, len(self)))
-        return read_rows(self._text, row, len(self))
+        if isinstance(row, int | np.integer):
+            return self._text(range(len(self))[row])
+        rows = indexed_rows(row, len(self))
+        return self._texts(rows) if rows.ndim else self._text(int(rows))
 
     def _texts(self, rows: np.ndarray) -> list[str]:
+        if not len(rows):
+            return []
         starts = self._byte_offsets[rows]
         stops = self._byte_offsets[rows + 1]
         is_outside = (starts < 0) | (starts > stops) | (stops > len(self._text_bytes))

@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from cusa.data.errors import CusaError, ObjectError, SettingError, StoreError
-from cusa.data.files import file_digest, scratch_folder
+from cusa.data.files import scratch_folder
 from cusa.data.objects.folder import Folder, folder_at, location_text
+from cusa.data.store.checksum import SHARD_FORMAT
 from cusa.data.store.schema import file_name
 from cusa.data.tars.cache_entry import CacheEntry, remove_unused
 from cusa.data.tars.cached_files import CachedFiles
-from cusa.data.tars.open_tar import changed_tar, unreadable_tar
+from cusa.data.tars.open_tar import require_unchanged, unreadable_tar
+from cusa.data.tars.pair_files import PAIRS_FORMAT, read_tar_sha256, require_intact
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.set_files import PAIRS_FOLDER, error_elsewhere
 from cusa.data.tars.tar_set import TarSet
@@ -34,15 +36,21 @@ class _CachedFile:
         folder: The folder that it is in.
         name: Its name there.
         copy: The path of its copy.
-        verify: Raises a :class:`CusaError` if what arrived is not the file that the set names.
-        is_whole: Returns whether the copy, if there is one, is the file that the set names.
+        verify: Raises a :class:`CusaError` if a path is not that of the file that the set names.
     """
 
     folder: Folder
     name: str
     copy: Path
-    verify: Callable[[Path], object]
-    is_whole: Callable[[Path], bool]
+    verify: Callable[[Path], None]
+
+    def has_copy(self) -> bool:
+        """Return whether there is a copy, all bytes of it verified."""
+        try:
+            self.verify(self.copy)
+        except (StoreError, TarError):
+            return False
+        return True
 
 
 class TarCache:
@@ -125,7 +133,7 @@ class TarCache:
     ) -> CacheEntry:
         entry = CacheEntry(self.files.entry_path(tar))
         try:
-            missing_files = [file for file in self._files_of(tar) if not file.is_whole(file.copy)]
+            missing_files = [file for file in self._files_of(tar) if not file.has_copy()]
             if missing_files:
                 self._fetch(entry, missing_files, tar)
         except BaseException:
@@ -155,32 +163,37 @@ class TarCache:
         tar: str,
     ) -> Iterator[_CachedFile]:
         """Yield the files of a tar that are needed, its pairs first."""
-        tar_set = self._tar_set
-        pairs_name = f"{PAIRS_FOLDER}/{tar}.h5"
-        verify_pairs = partial(tar_set.pairs_in, tar=tar)
-        yield _sealed_file(self._set_folder, pairs_name, self.files.pairs_path(tar), verify_pairs)
+        files, set_location = self.files, str(self._tar_set.files)
+        pairs_seal = files.pairs_seal(tar)
+        yield _CachedFile(
+            folder=self._set_folder,
+            name=f"{PAIRS_FOLDER}/{tar}.h5",
+            copy=files.pairs_path(tar),
+            verify=partial(_verify_sealed, PAIRS_FORMAT, pairs_seal, set_location),
+        )
         for teacher in self._teachers:
-            rows_name = f"{file_name(teacher)}/{tar}.h5"
-            verify_rows = partial(tar_set.rows_in, teacher=teacher, tar=tar)
-            copy = self.files.rows_path(teacher, tar)
-            yield _sealed_file(self._set_folder, rows_name, copy, verify_rows)
+            rows_seal = files.rows_seal(teacher, tar)
+            yield _CachedFile(
+                folder=self._set_folder,
+                name=f"{file_name(teacher)}/{tar}.h5",
+                copy=files.rows_path(teacher, tar),
+                verify=partial(_verify_sealed, SHARD_FORMAT, rows_seal, set_location),
+            )
         if self._tars_folder is not None:
             yield _CachedFile(
                 folder=self._tars_folder,
-                name=f"{tar}.tar",
-                copy=self.files.tar_path(tar),
-                verify=partial(self._verify_tar, tar=tar),
-                is_whole=partial(_has_length, n_bytes=tar_set.tar_bytes(tar)),
+                name=f"{tar}{_TAR_SUFFIX}",
+                copy=files.tar_path(tar),
+                verify=partial(self._verify_tar, tar),
             )
 
     def _verify_tar(
         self,
-        path: Path,
         tar: str,
+        path: Path,
     ) -> None:
-        pairs = self._tar_set.pairs_in(self.files.pairs_path(tar), tar)
-        if path.stat().st_size != pairs.tar_bytes or file_digest(path).hex() != pairs.tar_sha256:
-            raise changed_tar(path)
+        tar_sha256 = read_tar_sha256(self.files.pairs_path(tar), self.files.pairs_seal(tar))
+        require_unchanged(path, self.files.tar_bytes(tar), tar_sha256)
 
     def _fetch(
         self,
@@ -223,35 +236,13 @@ def _make_folder(folder: Path) -> None:
         ) from None
 
 
-def _sealed_file(
-    folder: Folder,
-    name: str,
-    copy: Path,
-    verify: Callable[[Path], object],
-) -> _CachedFile:
-    return _CachedFile(folder, name, copy, verify, partial(_holds, verify=verify))
-
-
-def _holds(
+def _verify_sealed(
+    file_format: str,
+    expected_seal: str,
+    set_location: str,
     path: Path,
-    verify: Callable[[Path], object],
-) -> bool:
-    """Return whether there is a file that is verified."""
-    try:
-        verify(path)
-    except StoreError:
-        return False
-    return True
-
-
-def _has_length(
-    path: Path,
-    n_bytes: int,
-) -> bool:
-    try:
-        return path.stat().st_size == n_bytes
-    except FileNotFoundError:
-        return False
+) -> None:
+    require_intact(path, file_format, expected_seal, set_location)
 
 
 def _fetch_whole(
@@ -262,7 +253,7 @@ def _fetch_whole(
     """Fetch files, verify each, and only then give it its name, unless another process did."""
     with entry.filling() as arriving:
         for file in missing_files:
-            if file.is_whole(file.copy):
+            if file.has_copy():
                 continue
             arrived = arriving / file.copy.name
             _arrive(file, arrived, tar)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -14,17 +12,17 @@ import numpy as np
 from cusa.data.errors import StoreError
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import read_shard
+from cusa.data.tars.each_file import SetReader, read_each
 from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows
 from cusa.data.tars.origin import SetOrigin
 from cusa.data.tars.pair_files import PairFile, pairs_path, read_pairs
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 
-_THREADS = 4
-
 
 def build_manifest(
     location: str | Path,
     origin: SetOrigin | None = None,
+    processes: int = 1,
 ) -> Manifest:
     """Build the manifest of a set from the files in its folder, verifying all checksums.
 
@@ -32,6 +30,7 @@ def build_manifest(
         location: Path or URL of the folder of the set. Of an object store, the files of some tars
             are fetched at a time.
         origin: What the set was made from; ``None``: as the set says.
+        processes: Number of processes that read; 1: threads of this one.
 
     Raises:
         StoreError: If there is no tar, a file is damaged, a teacher lacks a tar's rows, or tars
@@ -44,9 +43,8 @@ def build_manifest(
     if origin is None:
         origin = SetOrigin.recorded(location)
     teacher_names = files.teachers()
-    with ThreadPoolExecutor(_THREADS) as threads:
-        read_entry = partial(_fetch_and_read_entry, files, teacher_names)
-        entries = list(threads.map(read_entry, names))
+    reader = _EntryReader(folder, teacher_names)
+    entries = list(read_each(folder, reader, names, processes))
 
     caption_rules = [entry.caption_rule for entry in entries]
     _require_equal("captions", caption_rules, names, folder)
@@ -135,14 +133,20 @@ class _TarEntry:
     teachers: Mapping[str, _ShardEntry]
 
 
-def _fetch_and_read_entry(
-    files: SetFiles,
-    teacher_names: Sequence[str],
-    name: str,
-) -> _TarEntry:
-    file_names = [f"{folder}/{name}.h5" for folder in (PAIRS_FOLDER, *teacher_names)]
-    with files.on_disk(file_names) as folder:
-        return _read_entry(folder, teacher_names, name)
+@dataclass(frozen=True)
+class _EntryReader(SetReader):
+    """Reads the entries of tars by their names.
+
+    Attributes:
+        teacher_names: Names of the teachers.
+    """
+
+    teacher_names: Sequence[str]
+
+    def __getitem__(self, name: str) -> _TarEntry:
+        file_names = [f"{folder}/{name}.h5" for folder in (PAIRS_FOLDER, *self.teacher_names)]
+        with self.files.on_disk(file_names) as folder:
+            return _read_entry(folder, self.teacher_names, name)
 
 
 def _read_entry(

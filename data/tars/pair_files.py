@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import numpy as np
 
-from cusa.data.records import caption_rows, fingerprint, text_columns
+from cusa.data.errors import StoreError
+from cusa.data.records import caption_rows, text_columns
 from cusa.data.store.checksum import ChecksumError, open_sealed, read_seal, seal_holds, write_sealed
 from cusa.data.store.hdf5 import child_group, read_array, refuse, text_attribute
 from cusa.data.store.hdf5 import whole_number_attribute as whole_number
@@ -90,7 +92,7 @@ def write_pairs(
         content.attrs["tar_sha256"] = pairs.sha256
         content.attrs["caption"] = pairs.caption_rule
         content.attrs["complete"] = int(pairs.is_complete)
-        content.attrs["fingerprint"] = fingerprint(records)
+        content.attrs["fingerprint"] = pairs.fingerprint
         columns = text_columns(records)
         _write_texts(content, "keys", columns["image_ids"], f"{pairs.name}/")
         _write_texts(content, "images", columns["image_paths"], f"{pairs.name}.tar/")
@@ -164,6 +166,41 @@ def read_tar_sha256(
     """
     with open_sealed(pairs_file, PAIRS_FORMAT, seal) as content:
         return text_attribute(content, "tar_sha256")
+
+
+def require_intact(
+    path: Path,
+    file_format: str,
+    expected_seal: str,
+    set_location: str,
+) -> None:
+    """Verify all bytes of a tar's file of pairs or rows, or of a copy of it.
+
+    Args:
+        path: The file.
+        file_format: Its format.
+        expected_seal: The seal that the manifest names.
+        set_location: Path or URL of the set.
+
+    Raises:
+        StoreError: If it is missing, damaged, or not the one that the manifest names.
+    """
+    if read_seal(path, file_format) != expected_seal:
+        refuse_replaced(path, set_location)
+    if not seal_holds(path, file_format):
+        raise damaged_error(path)
+
+
+def refuse_replaced(
+    path: Path,
+    set_location: str,
+) -> NoReturn:
+    """Refuse a tar's file of pairs or rows that is not the one that the manifest names."""
+    raise StoreError(
+        f"{path} is not the file that the manifest names; run cusa-store index {set_location} if "
+        "it was made again",
+        path=path,
+    )
 
 
 def damaged_error(path: Path) -> ChecksumError:

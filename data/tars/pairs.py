@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from io import BufferedReader
 from operator import attrgetter
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from cusa.data.errors import CusaError, SettingError
 from cusa.data.parsing import parse_json
-from cusa.data.records import Record
+from cusa.data.records import Record, fingerprint
 from cusa.data.tars.samples import (
     FileState,
     TarError,
@@ -60,6 +60,11 @@ class TarPairs:
     image_offsets: np.ndarray
     image_sizes: np.ndarray
     left_out: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over keys and captions, which files of pairs and of rows carry."""
+        return fingerprint(self.records)
 
     @property
     def n_bytes(self) -> int:

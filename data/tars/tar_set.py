@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cusa.data.errors import StoreError
-from cusa.data.store.checksum import BLOCK, SHARD_FORMAT, read_seal, seal_holds
+from cusa.data.store.checksum import BLOCK, SHARD_FORMAT, read_seal
 from cusa.data.store.hdf5 import refuse
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.schema import TeacherSettings, file_name
@@ -23,6 +23,8 @@ from cusa.data.tars.pair_files import (
     pairs_path,
     read_pairs,
     read_tar_sha256,
+    refuse_replaced,
+    require_intact,
 )
 from cusa.data.tars.set_files import PAIRS_FOLDER
 
@@ -111,23 +113,12 @@ class TarSet(NamedFiles):
         Raises:
             StoreError: If the set has no such tar, or its file is damaged or another one.
         """
-        with self.files.on_disk([f"{PAIRS_FOLDER}/{tar}.h5"]) as folder:
-            return self.pairs_in(pairs_path(folder, tar), tar)
-
-    def pairs_in(
-        self,
-        path: Path,
-        tar: str,
-    ) -> PairFile:
-        """Read the pairs of a tar from its file, or from a copy, which has the file's name.
-
-        Raises:
-            StoreError: As of :meth:`pairs`.
-        """
         seal = self.pairs_seal(tar)
-        pairs = read_pairs(path)
-        if pairs.seal != seal:
-            self._refuse_replaced(path)
+        with self.files.on_disk([f"{PAIRS_FOLDER}/{tar}.h5"]) as folder:
+            path = pairs_path(folder, tar)
+            pairs = read_pairs(path)
+            if pairs.seal != seal:
+                refuse_replaced(path, str(self.files))
         return pairs
 
     def rows(
@@ -147,23 +138,11 @@ class TarSet(NamedFiles):
             StoreError: If the set has no such teacher or tar, or the file is damaged or another
                 one.
         """
+        location = self.rows_location(teacher, tar)
+        path = self.rows_path(teacher, tar)
         shard_file = f"{file_name(teacher)}/{tar}.h5"
         with self.files.on_disk([shard_file]) as folder:
-            return self.rows_in(folder / shard_file, teacher, tar)
-
-    def rows_in(
-        self,
-        path: Path,
-        teacher: str,
-        tar: str,
-    ) -> np.ndarray:
-        """Read the rows of a teacher for a tar from their file, or from a copy.
-
-        Raises:
-            StoreError: As of :meth:`rows`.
-        """
-        location = self.rows_location(teacher, tar)
-        content = self._read_sealed(path, self.rows_seal(teacher, tar))
+            content = self._read_sealed(folder / shard_file, self.rows_seal(teacher, tar))
         stop = location.offset + location.n_bytes
         if not 0 <= location.offset <= stop <= len(content):
             refuse(path, "rows", "they are not where the manifest says")
@@ -189,10 +168,10 @@ class TarSet(NamedFiles):
             TarError: If the tar is missing, or not the one that its rows were made from.
         """
         pairs_file, pairs_seal = self.pairs_path(tar), self.pairs_seal(tar)
-        self._require_intact(pairs_file, PAIRS_FORMAT, pairs_seal)
+        require_intact(pairs_file, PAIRS_FORMAT, pairs_seal, str(self.files))
         for teacher in teachers:
             path, seal = self.rows_path(teacher, tar), self.rows_seal(teacher, tar)
-            self._require_intact(path, SHARD_FORMAT, seal)
+            require_intact(path, SHARD_FORMAT, seal, str(self.files))
         if needs_images:
             tar_sha256 = read_tar_sha256(pairs_file, pairs_seal)
             require_unchanged(self.tar_path(tar), self.tar_bytes(tar), tar_sha256)
@@ -242,31 +221,9 @@ class TarSet(NamedFiles):
     ) -> bytes:
         """Read a file of rows, which must be the one that the manifest names."""
         if read_seal(path, SHARD_FORMAT) != expected_seal:
-            self._refuse_replaced(path)
+            refuse_replaced(path, str(self.files))
         content = path.read_bytes()
         sealed_bytes = memoryview(content)[BLOCK:]
         if hashlib.sha256(sealed_bytes).hexdigest() != expected_seal:
             raise damaged_error(path)
         return content
-
-    def _require_intact(
-        self,
-        path: Path,
-        file_format: str,
-        expected_seal: str,
-    ) -> None:
-        """Verify all bytes of a file, which must be the one that the manifest names."""
-        if read_seal(path, file_format) != expected_seal:
-            self._refuse_replaced(path)
-        if not seal_holds(path, file_format):
-            raise damaged_error(path)
-
-    def _refuse_replaced(
-        self,
-        path: Path,
-    ) -> None:
-        raise StoreError(
-            f"{path} is not the file that the manifest names; run cusa-store index {self.files} "
-            "if it was made again",
-            path=path,
-        )

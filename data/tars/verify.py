@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from cusa.data.errors import StoreError
@@ -13,11 +11,10 @@ from cusa.data.objects.folder import is_remote
 from cusa.data.store.checksum import SHARD_FORMAT, VersionError
 from cusa.data.store.schema import file_name
 from cusa.data.store.verify import Damage, file_problem
+from cusa.data.tars.each_file import SetReader, read_each
 from cusa.data.tars.manifest import MANIFEST, Manifest, read_manifest
 from cusa.data.tars.pair_files import PAIRS_FORMAT, pairs_path
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
-
-_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,16 @@ def holds_set(path: Path) -> bool:
     return is_remote(path) or (path / MANIFEST).is_file() or (path / PAIRS_FOLDER).is_dir()
 
 
-def verify_set(folder: Path) -> tuple[int, list[Damage]]:
+def verify_set(
+    folder: Path,
+    processes: int = 1,
+) -> tuple[int, list[Damage]]:
     """Read every file of a tar set and compare it with its checksum, and with the manifest.
 
     Args:
         folder: Path or URL of the folder of the set. Of an object store, some files are fetched at
             a time.
+        processes: Number of processes that read; 1: threads of this one.
 
     Returns:
         The number of files read, and the damages. If the manifest itself is damaged or missing,
@@ -60,11 +61,10 @@ def verify_set(folder: Path) -> tuple[int, list[Damage]]:
         if not sealed_files:
             raise
         damages.append(Damage(folder / MANIFEST, f"the manifest: {error}"))
-    with ThreadPoolExecutor(_THREADS) as threads:
-        problems = threads.map(partial(_problem, files), sealed_files)
-        for sealed_file, problem in zip(sealed_files, problems, strict=True):
-            if problem is not None:
-                damages.append(Damage(sealed_file.path, problem))
+    problems = read_each(folder, _ProblemFinder(folder), sealed_files, processes)
+    for sealed_file, problem in zip(sealed_files, problems, strict=True):
+        if problem is not None:
+            damages.append(Damage(sealed_file.path, problem))
     return 1 + len(sealed_files), damages
 
 
@@ -91,17 +91,17 @@ def _named_files(
             yield _SealedFile(path, SHARD_FORMAT, seal)
 
 
-def _problem(
-    files: SetFiles,
-    sealed_file: _SealedFile,
-) -> str | None:
-    name = f"{sealed_file.path.parent.name}/{sealed_file.path.name}"
-    with files.on_disk([name]) as folder:
-        problem = file_problem(folder / name, sealed_file.file_format, sealed_file.seal)
-    if problem is None:
-        return None
-    # A file that was fetched is called by its URL.
-    return problem.replace(str(folder), str(files))
+class _ProblemFinder(SetReader):
+    """Returns the problem of a sealed file, or ``None``."""
+
+    def __getitem__(self, sealed_file: _SealedFile) -> str | None:
+        name = f"{sealed_file.path.parent.name}/{sealed_file.path.name}"
+        with self.files.on_disk([name]) as folder:
+            problem = file_problem(folder / name, sealed_file.file_format, sealed_file.seal)
+        if problem is None:
+            return None
+        # A file that was fetched is called by its URL.
+        return problem.replace(str(folder), str(self.files))
 
 
 def set_aside_in_set(damages: Sequence[Damage]) -> list[Path]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from cusa.data.errors import SettingError, StoreError
+from cusa.data.objects.folder import split_file
 from cusa.data.tars.pairs import TarPairs, name_of_tar, read_pairs_of_tar
+from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 from cusa.data.tars.tar_set import TarSet
 from cusa.precompute.audit import (
     Audit,
@@ -18,7 +21,7 @@ from cusa.precompute.audit import (
     load_recorded_teacher,
 )
 from cusa.precompute.tars.images import TarImages
-from cusa.precompute.tars.stored import require_unchanged_tar
+from cusa.precompute.tars.stored import other_tar
 
 # Each is read as a whole, for its sha256.
 MOST_TARS = 16
@@ -57,21 +60,37 @@ def audit_set(
                 path=tar_set.path,
                 name=teacher_name,
             )
-    all_pairs: list[TarPairs] = []
-    for tar_path in _choose_tars(tar_set, tars, seed):
-        tar_pairs = read_pairs_of_tar(tar_path, tar_set.manifest.caption_rule, True)
-        require_unchanged_tar(tar_set.path, tar_pairs)
-        all_pairs.append(tar_pairs)
+    with ExitStack() as copies:
+        all_pairs: list[TarPairs] = []
+        for tar in _choose_tars(tar_set, tars, seed):
+            all_pairs.append(_read_unchanged(tar_set, tar, copies))
 
-    # At least a row of each tar.
-    rows_per_tar = -(-sample // len(all_pairs))
-    audits: list[Audit] = []
-    for teacher_name, source in sources.items():
-        stored_settings = tar_set.teachers[teacher_name]
-        recorded = load_recorded_teacher(teacher_name, stored_settings, source, device)
-        for tar_pairs in all_pairs:
-            audits += _audit_tar(tar_set, recorded, tar_pairs, rows_per_tar, seed)
-    return audits
+        # At least a row of each tar.
+        rows_per_tar = -(-sample // len(all_pairs))
+        audits: list[Audit] = []
+        for teacher_name, source in sources.items():
+            stored_settings = tar_set.teachers[teacher_name]
+            recorded = load_recorded_teacher(teacher_name, stored_settings, source, device)
+            for tar_pairs in all_pairs:
+                audits += _audit_tar(tar_set, recorded, tar_pairs, rows_per_tar, seed)
+        return audits
+
+
+def _read_unchanged(
+    tar_set: TarSet,
+    tar: Path,
+    copies: ExitStack,
+) -> TarPairs:
+    """Read the pairs of a tar, which must be the one that its stored pairs were read from.
+
+    A tar of an object store is fetched, and stays until the stack of copies is closed.
+    """
+    folder, tar_file = split_file(tar)
+    tar_folder = copies.enter_context(SetFiles(folder).on_disk([tar_file]))
+    tar_pairs = read_pairs_of_tar(tar_folder / tar_file, tar_set.manifest.caption_rule, True)
+    if tar_set.pairs(tar_pairs.name).tar_sha256 != tar_pairs.sha256:
+        raise other_tar(tar_pairs, f"{tar_set.files}/{PAIRS_FOLDER}/{tar_pairs.name}.h5")
+    return tar_pairs
 
 
 def _choose_tars(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cusa.data.records import Dataset, Record, fingerprint
+from cusa.data.records import Dataset, Record
 from cusa.data.store.schema import TeacherSettings, file_name
 from cusa.data.store.shards import ShardHeader
 from cusa.data.tars.pairs import TarPairs
@@ -74,16 +74,10 @@ class TarBlock:
         settings: TeacherSettings,
     ) -> Callable[[ShardTask], ShardHeader]:
         """Return the function that returns the header of a teacher's rows for a tar."""
+        fingerprints = {tar_pairs.name: tar_pairs.fingerprint for tar_pairs in self.pairs}
 
         def header_of(task: ShardTask) -> ShardHeader:
-            tar_fingerprint = self._fingerprints[task.split]
-            return ShardHeader(task.teacher, task.split, tar_fingerprint, 0, task.stop, settings)
+            fingerprint = fingerprints[task.split]
+            return ShardHeader(task.teacher, task.split, fingerprint, 0, task.stop, settings)
 
         return header_of
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        fingerprints: dict[str, str] = {}
-        for tar, records in self.dataset.splits.items():
-            fingerprints[tar] = fingerprint(records)
-        return fingerprints

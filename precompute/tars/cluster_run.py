@@ -64,6 +64,7 @@ class ClusterRun(TarRun):
             return
         task = self._actor_task()
         made_tars: list[Path] = []
+        self._progress.start()
         with closing(self._cluster.results(pending, task, self._check_stop)) as results:
             for result in results:
                 self._note_once(result.notes)
@@ -73,7 +74,7 @@ class ClusterRun(TarRun):
                     self._record_origin(result.sources)
                 if result.is_made:
                     made_tars.append(result.tar)
-                self._advance(1)
+                self._progress.finish_tar(result.n_images)
         self._require_files(made_tars)
         # Of actors that were killed.
         self._sweep()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,35 @@ from cusa.data.store.shards import DIGEST_BYTES
 from cusa.data.tars.pairs import TarPairs
 from cusa.data.tars.samples import TarError, state_of_file
 
+# Images are read tar by tar; those of the next one may be read ahead.
+_MOST_OPEN = 2
+
+
+class _OpenFile:
+    """A file that is open as long as somebody uses it.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        descriptor: Its descriptor.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+    ) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
 
 class TarImages:
     """The images of some tars; a split of the data set is a tar.
+
+    The tars of the last images that were read stay open, also while threads read others.
 
     Args:
         pairs: The pairs of each tar.
@@ -27,6 +55,10 @@ class TarImages:
         self._pairs_of_tar: dict[str, TarPairs] = {}
         for tar_pairs in pairs:
             self._pairs_of_tar[tar_pairs.name] = tar_pairs
+        self._opened = lru_cache(_MOST_OPEN)(_OpenFile)
+
+    def __reduce__(self) -> tuple[type[TarImages], tuple[Sequence[TarPairs]]]:
+        return TarImages, (tuple(self._pairs_of_tar.values()),)
 
     def path(
         self,
@@ -48,11 +80,11 @@ class TarImages:
             TarError: If the tar cannot be read, or was changed since its pairs were read.
         """
         tar_pairs = self._pairs_of_tar[split]
+        size, offset = int(tar_pairs.image_sizes[row]), int(tar_pairs.image_offsets[row])
         try:
-            with tar_pairs.path.open("rb") as file:
-                tar_pairs.require_unchanged(state_of_file(file.fileno()))
-                file.seek(int(tar_pairs.image_offsets[row]))
-                return file.read(int(tar_pairs.image_sizes[row]))
+            file = self._opened(tar_pairs.path)
+            tar_pairs.require_unchanged(state_of_file(file.descriptor))
+            return os.pread(file.descriptor, size, offset)
         except OSError as error:
             message = f"tar {tar_pairs.path} cannot be read ({error.strerror}); check the disk"
             raise TarError(message, path=tar_pairs.path, name=tar_pairs.name) from None

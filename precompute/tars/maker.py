@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from cusa.precompute.index_entries import absolute_source
 from cusa.precompute.pipeline import encode_shards
 from cusa.precompute.processes import RunProcesses
 from cusa.precompute.run_options import RunOptions, RunReporter
-from cusa.precompute.shard_plan import finished_shards
+from cusa.precompute.shard_plan import ShardTask, finished_shards
 from cusa.precompute.tars import stored
 from cusa.precompute.tars.block import TarBlock
 from cusa.precompute.tars.workplace import Workplace
@@ -57,6 +58,9 @@ class TarMaker:
         reporter: Receives notes, and the loading of teachers.
         check_stop: Called after each batch and while waiting; raises to stop.
 
+    Attributes:
+        teachers: The loaded teachers by name.
+
     Raises:
         CusaError: If a teacher cannot be loaded, or the folder holds rows that it made with other
             settings.
@@ -78,7 +82,7 @@ class TarMaker:
         self._reporter = reporter
         self._check_stop = check_stop
         self._folder = options.out.parent
-        self._teachers: dict[str, LoadedTeacher] = {}
+        self.teachers: dict[str, LoadedTeacher] = {}
         dataset = Dataset(self._folder.name, self._folder, {})
         loader = TeacherLoader(dataset, options, processes, reporter, check_stop)
         for request in requests:
@@ -86,19 +90,19 @@ class TarMaker:
             loaded = loader.load(request, stored_settings)
             if stored_settings is not None:
                 stored.require_settings(self._folder, request.name, loaded, stored_settings)
-            self._teachers[request.name] = loaded
+            self.teachers[request.name] = loaded
 
     @property
     def sources(self) -> dict[str, str]:
         """Return where each teacher was loaded from, by its name."""
         sources: dict[str, str] = {}
-        for teacher_name, loaded in self._teachers.items():
+        for teacher_name, loaded in self.teachers.items():
             sources[teacher_name] = absolute_source(loaded.teacher.source)
         return sources
 
     @property
     def _teacher_names(self) -> list[str]:
-        return list(self._teachers)
+        return list(self.teachers)
 
     def read(
         self,
@@ -136,24 +140,39 @@ class TarMaker:
     def make(
         self,
         pairs: Sequence[TarPairs],
+        on_share: Callable[[float], None] = lambda share: None,
     ) -> None:
         """Make the missing rows of some tars, which go through the teachers together.
 
         Args:
             pairs: The pairs of each tar; a tar's file of pairs is written after its rows.
+            on_share: Called after each batch with the share of the rows that are made, in [0, 1].
 
         Raises:
             CusaError: If rows were made with other settings, or an item or a teacher fails.
         """
         block = TarBlock(self._options.out, pairs)
         redo_skipped = not self._options.pipeline.skip_errors
-        for teacher_name, loaded in self._teachers.items():
+        tasks_of_teacher: dict[str, list[ShardTask]] = {}
+        for teacher_name, loaded in self.teachers.items():
+            tasks_of_teacher[teacher_name] = block.tasks(teacher_name, loaded.settings.modality)
+        n_rows = sum(task.n_rows for task in chain(*tasks_of_teacher.values()))
+        n_made = 0
+
+        def count_rows(n_new: int) -> None:
+            nonlocal n_made
+            n_made += n_new
+            on_share(n_made / max(1, n_rows))
+            self._check_stop()
+
+        for teacher_name, loaded in self.teachers.items():
             settings = loaded.settings
             header_of = block.header_maker(settings)
-            tasks = block.tasks(teacher_name, settings.modality)
+            tasks = tasks_of_teacher[teacher_name]
             finished, _ = finished_shards(tasks, header_of, redo_skipped, {})
             if settings.modality == "image":
                 finished = stored.without_replaced_tars(finished, block)
+            count_rows(sum(task.n_rows for task in finished))
             encode_shards(
                 loaded.teacher,
                 settings.normalizer,
@@ -161,7 +180,7 @@ class TarMaker:
                 (task for task in tasks if task not in finished),
                 block.dataset,
                 self._options.pipeline,
-                lambda task, n_rows: self._check_stop(),
+                lambda _, n_encoded: count_rows(n_encoded),
                 images=block.images,
             )
         for tar_pairs in pairs:

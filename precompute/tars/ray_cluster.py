@@ -19,6 +19,7 @@ from typing import Any
 
 from cusa.data.environment import cpu_count
 from cusa.data.errors import SettingError, WorkerError, first_line
+from cusa.precompute.tars.attempts import AttemptCounter, Attempts
 from cusa.precompute.tars.tar_actor import RESULT, TAR, ActorTask, TarActor, TarResult
 
 _INSTALL = "pip install 'cusa[ray]', or pip install 'ray[data]'"
@@ -31,46 +32,14 @@ _RESULT_BYTES = 1 << 20
 # Of the Ray of this machine: its smallest, as nothing but results is stored.
 _OBJECT_STORE_BYTES = 80 << 20
 _POLL_S = 0.1
+_STDERR = 2  # its file descriptor
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a later version will do; it warns otherwise
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # It would report to its makers that it is used.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-
-
-class _Attempts:
-    """Counts how often actors have begun each tar; an actor of its own on the driver's node."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-
-    def add(
-        self,
-        tar: str,
-    ) -> int:
-        """Count an attempt, and return the number of all attempts at the tar."""
-        self._counts[tar] = self._counts.get(tar, 0) + 1
-        return self._counts[tar]
-
-
-@dataclass(frozen=True)
-class _AttemptCounter:
-    """Counts attempts at a tar, from any node.
-
-    Attributes:
-        actor: Handle of the actor that holds the counts.
-    """
-
-    actor: Any
-
-    def __call__(
-        self,
-        tar: Path,
-    ) -> int:
-        import ray
-
-        return ray.get(self.actor.add.remote(str(tar)))
 
 
 @dataclass(frozen=True)
@@ -168,7 +137,7 @@ class RayCluster:
             **room,
         )
 
-    def _attempt_counter(self) -> _AttemptCounter:
+    def _attempt_counter(self) -> AttemptCounter:
         """Start the counter on the driver's node, which the run cannot outlive."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -178,8 +147,8 @@ class RayCluster:
             max_restarts=-1,
             max_task_retries=-1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        )(_Attempts)
-        return _AttemptCounter(counter_class.remote())
+        )(Attempts)
+        return AttemptCounter(counter_class.remote())
 
 
 def _next(
@@ -251,13 +220,27 @@ def _connect(
         settings["include_dashboard"] = False
         settings["object_store_memory"] = _OBJECT_STORE_BYTES
     try:
-        ray.init(address, **settings)
+        with _native_messages_dropped():
+            ray.init(address, **settings)
     except Exception as error:
         raise SettingError(
             f"--ray-address {address}: no cluster of Ray answers ({first_line(error)}); on a node "
             "of a cluster, pass auto; without the option, Ray is started on this machine alone",
             name="ray_address",
         ) from None
+
+
+@contextmanager
+def _native_messages_dropped() -> Iterator[None]:
+    """Drop what Ray's C++ part says when it starts: that it will say little, as it is told."""
+    stderr = os.dup(_STDERR)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), _STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, _STDERR)
+        os.close(stderr)
 
 
 def _with_room(

@@ -16,13 +16,14 @@ from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.run_options import RunOptions, RunReporter
 from cusa.precompute.tars import stored
 from cusa.precompute.tars.maker import TarMaker, TarPolicy
+from cusa.precompute.tars.plan import SetEstimate, estimate_tars
+from cusa.precompute.tars.progress import TarProgress
 from cusa.precompute.tars.workplace import Workplace
 from cusa.precompute.teachers import TeacherRequest
 
 # Images in one pass over the teachers. Small tars are put together up to that, as starting a
 # teacher's threads and worker processes takes longer than such a tar.
 BLOCK_IMAGES = 4_096
-_BAR = ("tars", "done")
 
 
 class TarRun:
@@ -63,6 +64,7 @@ class TarRun:
         self._reporter = reporter
         self._check_stop = check_stop
         self._folder = options.out.parent
+        self._progress = TarProgress(processes, reporter)
 
     def go(self) -> Manifest | None:
         """Make what is missing, and write the manifest.
@@ -81,7 +83,33 @@ class TarRun:
 
     def _make_missing(self) -> None:
         """Make the rows of tars that are not finished."""
-        maker = TarMaker(
+        maker = self._load_teachers()
+        numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
+        if self._processes.leads:
+            # Before anything is made, so that whatever is finished can be trained on in place.
+            self._record_origin(maker.sources)
+        self._make([self._tars[number] for number in numbers], maker)
+
+    def estimate(
+        self,
+        seconds: float,
+    ) -> SetEstimate:
+        """Read a few tars, and run each teacher for some seconds; nothing is written.
+
+        Args:
+            seconds: Duration of the measurement of each of a teacher's two rates.
+
+        Raises:
+            CusaError: As :meth:`go` raises it.
+        """
+        with announced_failure(self._processes):
+            stored.require_caption_rule(self._folder, self._policy.caption_rule)
+            maker = self._load_teachers()
+            pipeline = self._options.pipeline
+            return estimate_tars(self._tars, maker, self._workplace, pipeline, seconds)
+
+    def _load_teachers(self) -> TarMaker:
+        return TarMaker(
             self._requests,
             self._options,
             self._policy,
@@ -90,11 +118,6 @@ class TarRun:
             self._reporter,
             self._check_stop,
         )
-        numbers = self._processes.agree("pending", self._find_pending, self._check_stop)
-        if self._processes.leads:
-            # Before anything is made, so that whatever is finished can be trained on in place.
-            self._record_origin(maker.sources)
-        self._make([self._tars[number] for number in numbers], maker)
 
     def _record_origin(
         self,
@@ -117,7 +140,7 @@ class TarRun:
             if not self._workplace.is_finished(tar, self._teacher_names):
                 pending.append(number)
         n_tars = len(self._tars)
-        self._reporter.planned(*_BAR, n_tars, n_tars - len(pending))
+        self._progress.planned(n_tars, n_tars - len(pending))
         return pending
 
     def _sweep(self) -> None:
@@ -135,31 +158,31 @@ class TarRun:
         maker: TarMaker,
     ) -> None:
         """Claim tars, and make their rows, some tars at a time."""
+        self._progress.start()
         claimed: list[TarPairs] = []
         n_images = 0
         while (number := self._processes.claim("next-tar")) < len(pending):
             tar_pairs = maker.read(pending[number])
             if tar_pairs is None:
-                self._advance(1)
+                self._progress.finish_tar(n_images=0)
                 continue
             claimed.append(tar_pairs)
             n_images += len(tar_pairs.records)
             if n_images >= BLOCK_IMAGES:
-                maker.make(claimed)
-                self._advance(len(claimed))
+                self._make_block(claimed, maker)
                 claimed = []
                 n_images = 0
         if claimed:
-            maker.make(claimed)
-            self._advance(len(claimed))
+            self._make_block(claimed, maker)
 
-    def _advance(
+    def _make_block(
         self,
-        n_tars: int,
+        pairs: Sequence[TarPairs],
+        maker: TarMaker,
     ) -> None:
-        """Count tars that this process is done with, and report those of all processes."""
-        n_done = self._processes.add("tars", n_tars)
-        self._reporter.advanced(*_BAR, n_done, "")
+        self._progress.begin(pairs)
+        maker.make(pairs, self._progress.reach)
+        self._progress.reach(1)
 
     def _finish(self) -> Manifest | None:
         """Wait for all processes, and let the leading one write the manifest."""

@@ -86,15 +86,21 @@ def require_unchanged_tar(
         TarError: If it is not.
     """
     path = pairs_path(folder, tar_pairs.name)
-    if not path.exists():
-        return
-    if read_pairs(path).tar_sha256 != tar_pairs.sha256:
-        raise TarError(
-            f"{tar_pairs.path} is not the tar that {path} was made from; pass another --out, or "
-            f"move the files of {tar_pairs.name} away",
-            path=tar_pairs.path,
-            name=tar_pairs.name,
-        )
+    if path.exists() and read_pairs(path).tar_sha256 != tar_pairs.sha256:
+        raise other_tar(tar_pairs, str(path))
+
+
+def other_tar(
+    tar_pairs: TarPairs,
+    pairs_location: str,
+) -> TarError:
+    """Return the error of a tar that is not the one that its stored pairs were read from."""
+    return TarError(
+        f"{tar_pairs.path} is not the tar that {pairs_location} was made from; pass another --out, "
+        f"or move the files of {tar_pairs.name} away",
+        path=tar_pairs.path,
+        name=tar_pairs.name,
+    )
 
 
 def without_replaced_tars(

@@ -13,7 +13,7 @@ from typing import Any
 from cusa.data.errors import CusaError, WorkerError
 from cusa.data.objects.folder import location_text
 from cusa.data.tars.manifest import MANIFEST
-from cusa.data.tars.pairs import name_of_tar
+from cusa.data.tars.pairs import TarPairs, name_of_tar
 from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.run_record import RunRecord
@@ -55,6 +55,7 @@ class TarResult:
     Attributes:
         tar: The tar.
         is_made: Whether its rows and pairs are in the set now; if not, it was left out.
+        n_images: Number of its images.
         notes: What the user should know.
         sources: Where each teacher was loaded from, by its name.
         error: Why the run has to stop, or ``None``.
@@ -62,6 +63,7 @@ class TarResult:
 
     tar: Path
     is_made: bool = False
+    n_images: int = 0
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     error: CusaError | OSError | None = None
@@ -108,10 +110,12 @@ class TarActor:
         try:
             self._require_few_attempts(tar)
             maker = self._load_maker()
-            is_made = self._make_with(maker, tar)
+            tar_pairs = self._make_with(maker, tar)
         except (CusaError, OSError) as error:
             return TarResult(tar, notes=tuple(self._record.notes), error=error)
-        return TarResult(tar, is_made, tuple(self._record.notes), maker.sources)
+        n_images = len(tar_pairs.records) if tar_pairs else 0
+        notes = tuple(self._record.notes)
+        return TarResult(tar, tar_pairs is not None, n_images, notes, maker.sources)
 
     def _require_few_attempts(
         self,
@@ -148,11 +152,10 @@ class TarActor:
         self,
         maker: TarMaker,
         tar: Path,
-    ) -> bool:
-        """Make a tar; ``False`` if it is damaged and left out."""
+    ) -> TarPairs | None:
+        """Make a tar, and return its pairs; ``None`` if it is damaged and left out."""
         with self._workplace.errors_named():
             tar_pairs = maker.read(tar)
-            if tar_pairs is None:
-                return False
-            maker.make([tar_pairs])
-            return True
+            if tar_pairs is not None:
+                maker.make([tar_pairs])
+            return tar_pairs

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import cusa
 from cusa.data.store.reader import EmbeddingStore
+from tests.data.tars.tar_files import write_set, write_tars
 from tests.eval.tiny import make_sts
 from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, make_tiny_vit
 
@@ -22,6 +23,7 @@ SHARED = {"timing"}  # imported by scripts, no script
 FORKING = {
     "crash",
     "damage",
+    "object_store",
     "resume",
 }  # not safe in a process with threads, as this one: in one of their own
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in SHARED)
@@ -32,6 +34,7 @@ def inputs(tmp_path_factory):
     """What smoke forms name in braces."""
     folder = tmp_path_factory.mktemp("inputs")
     make_sts(folder / "sts")
+    write_set(folder / "set", write_tars(folder / "tars", n_tars=4, n_pairs=5))
     return {
         "pairs": make_pairs(folder / "images"),
         "images": folder / "images",
@@ -41,6 +44,7 @@ def inputs(tmp_path_factory):
         "words": make_tiny_sentence(folder / "words"),
         "clip": make_tiny_clip(folder / "clip"),
         "sts": folder / "sts",
+        "set": folder / "set",
         "judgements": _judgements(folder / "store" / "store.h5", folder / "judgements.txt"),
     }
 

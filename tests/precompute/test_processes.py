@@ -561,7 +561,7 @@ def test_a_foreign_file_as_out_is_left_alone(tmp_path, manifest, teachers):
 
 
 def test_plan_prints_and_writes_nothing(tmp_path, manifest, teachers, monkeypatch):
-    monkeypatch.setattr("cusa.stages.precompute._PROBE_S", 0.05)
+    monkeypatch.setattr("cusa.stages.precompute.PROBE_S", 0.05)
     out = tmp_path / "s" / "store.h5"
     text = run_ok("precompute", *_args(manifest, teachers, out, "--plan"))
     assert "6 (0:6)" in text  # 18 + 6 images in shards of 5

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
@@ -86,10 +87,10 @@ class InPlace:
         try:
             self.tar_set.require_tar(tar, self.teachers, self.reads_images)
         except OSError as error:
+            path = Path(error.filename or self.tar_set.path)
             raise StoreError(
-                f"the files of tar {tar} in {self.tar_set.path} cannot be read "
-                f"({error.strerror}); check the disk",
-                path=self.tar_set.path,
+                f"{path} cannot be read ({error.strerror}); check its permissions and the disk",
+                path=path,
                 name=tar,
             ) from None
 

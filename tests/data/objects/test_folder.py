@@ -85,12 +85,16 @@ def test_locations_of_an_object_store(location):
     )
 
 
-@pytest.mark.parametrize("location", ["s3", "set/s3://x", "hf:owner/name", "C:/x", "/x", "a b"])
+@pytest.mark.parametrize(
+    "location", ["s3", "set/s3://x", "hf:owner/name", "C:/x", "/x", "a b", "note:"]
+)
 def test_paths_of_this_machine(location):
     assert not is_remote(location)
 
 
-@pytest.mark.parametrize("location", ["s3://", "s3:///x", "http://host/x", "s4://bucket/x", "/x"])
+@pytest.mark.parametrize(
+    "location", ["s3://", "s3:", "s3:///x", "S3:/b/x", "http:/h/x", "s4://bucket/x", "/x"]
+)
 def test_locations_that_are_none(location):
     assert failure(lambda: open_folder(location)).location == location
 
@@ -179,11 +183,41 @@ def test_stores_that_cannot_be_used(
         assert (error.location, error.status) == (f"s3://{bucket}/set", status)
 
 
-@pytest.mark.parametrize("endpoint", ["nonsense", "127.0.0.1:9000"])
-def test_an_endpoint_that_is_none(server, monkeypatch, endpoint):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+@pytest.mark.parametrize(
+    ("variable", "setting"),
+    [
+        ("AWS_ENDPOINT_URL", "nonsense"),
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9000"),
+        ("AWS_ENDPOINT_URL", "http://"),
+        ("AWS_ENDPOINT_URL", "http://["),
+        ("AWS_ENDPOINT_URL", "http://host:99999"),
+        ("AWS_ENDPOINT_URL", "http://host\n"),
+        ("AWS_ACCESS_KEY_ID", "as read from a file\n"),
+        ("AWS_SESSION_TOKEN", "a\nb"),
+        ("AWS_REGION", "é"),
+    ],
+)
+def test_settings_that_are_none(server, monkeypatch, variable, setting):
+    """obstore would end with a traceback of Rust's, and an exception that nobody catches."""
+    monkeypatch.setenv(variable, setting)
     error = failure(lambda: open_folder(f"s3://{BUCKET}/set"))
-    assert error.name == "AWS_ENDPOINT_URL"
+    assert error.name == variable
+
+
+def test_a_bucket_that_is_none(server):
+    error = failure(lambda: open_folder("s3://a bucket/set"))
+    assert (error.location, error.name) == ("s3://a bucket/set", "a bucket")
+
+
+def test_a_fault_of_obstore_is_one_line(folder, source, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_, **__):
+        raise PanicException("called `Result::unwrap()`")
+
+    monkeypatch.setattr("obstore.put", panic)
+    assert failure(lambda: folder.replace("a.h5", source)).name == "a.h5"
 
 
 def test_no_credentials(server, monkeypatch, tmp_path):

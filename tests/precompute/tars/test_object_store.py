@@ -86,8 +86,9 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
         puts = [key for method, key in server.log if method == "PUT" and f"{tar:05d}" in key]
         assert puts[-1] == f"a set+é/pairs/{tar:05d}.h5"
 
-    assert "files are whole" in run_ok("store", "verify", SET)
+    assert "files are whole" in run_ok("store", "verify", SET, "--processes", 2)
     assert SET in run_ok("store", "index", SET)
+    assert f"{SET}: {N_TARS} tars in {TARS}" in run_ok("store", "info", SET)
     assert stored(server) == expected
     opened = cusa.TarSet(SET)
     assert len(opened.pairs("00001").keys) == N_PAIRS
@@ -95,6 +96,29 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
     np.testing.assert_array_equal(opened.rows("vit", "00001"), local.rows("vit", "00001"))
     assert opened.fingerprint("train") == local.fingerprint("train")
     assert opened.manifest.image_root == "s3://bucket/cc"
+
+
+def test_a_set_is_audited(server, teachers):
+    run_ok("precompute", "--dataset", PATTERN, "--out", SET, *teachers)
+    output = run_ok("store", "audit", SET)
+    assert output.count(" 00002 ") == 2
+    server.objects["cc/00002.tar"] = server.objects["cc/00001.tar"]
+    changed = run_failure("store", "audit", SET)
+    assert isinstance(changed, TarError)
+    assert changed.path == Path(f"{TARS}/00002.tar")
+    del server.objects["cc/00002.tar"]
+    missing = run_failure("store", "audit", SET)
+    assert isinstance(missing, TarError)
+    assert missing.path == Path(f"{TARS}/00002.tar")
+
+
+@pytest.mark.parametrize("out", ["s3://", "S3://bucket/set", "http://host/set"])
+def test_a_url_that_is_none_makes_no_folder_of_its_name(tmp_path, tars, teachers, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    failure = run_failure("precompute", "--dataset", tmp_path / "tars", "--out", out, *teachers)
+    assert isinstance(failure, ObjectError)
+    assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("place", ["tars", "set"])

@@ -1,15 +1,23 @@
-"""Commands on whole sets: arrays of jobs, ``cusa-store index`` and ``info``."""
+"""Commands on whole sets: arrays of jobs, ``cusa-store index`` and ``info``, plan and progress."""
 
+import itertools
 import json
 import os
 
+import h5py
 import pytest
 
 from cusa.data.errors import CusaError, StoreError
 from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.origin import ORIGIN, SetOrigin, record_origin
 from cusa.data.tars.pair_files import pairs_path
+from cusa.data.tars.pairs import read_pairs_of_tar
+from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
+from cusa.data.tars.verify import verify_set
+from cusa.precompute.processes import connect
+from cusa.precompute.tars.progress import TarProgress
+from cusa.stages.precompute_tars import plan_tars
 from tests.data.tars.tar_files import pair, write_set, write_tar, write_tars
 from tests.helpers import make_tiny_clip, run_failure, run_ok
 
@@ -93,6 +101,24 @@ def test_an_edited_origin_is_refused_by_name(tmp_path, tars, text):
     assert error.path == tmp_path / "set" / ORIGIN
 
 
+# --- several processes
+
+
+def test_processes_index_and_verify_like_threads(tmp_path, tars):
+    folder = tmp_path / "set"
+    write_set(folder, tars)
+    expected = (folder / MANIFEST).read_bytes()
+    (folder / MANIFEST).unlink()
+    record_origin(folder, str(tmp_path / "tars"), {})
+    run_ok("store", "index", folder, "--processes", 2)
+    assert (folder / MANIFEST).read_bytes() == expected
+    damaged = folder / "words" / "00003.h5"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    n_files, damages = verify_set(folder, processes=2)
+    assert [damage.path for damage in damages] == [damaged]
+    assert (n_files, damages) == verify_set(folder)
+
+
 # --- info
 
 
@@ -156,3 +182,84 @@ def test_info_of_an_unfinished_set_says_what_to_do(tmp_path, tars):
     error = run_failure("store", "info", tmp_path / "set")
     assert isinstance(error, StoreError)
     assert error.path == tmp_path / "set" / MANIFEST
+
+
+# --- plan and progress
+
+
+class Lines:
+    """A reporter that keeps how far the tars are."""
+
+    def __init__(self):
+        self.done = []
+        self.statuses = []
+
+    def planned(self, teacher, split, n_rows, n_done):
+        pass
+
+    def advanced(self, teacher, split, n_done, status):
+        self.done.append(n_done)
+        self.statuses.append(status)
+
+
+def test_progress_counts_parts_of_tars_and_images(tmp_path, tars):
+    pairs = [read_pairs_of_tar(tar, "txt", False) for tar in tars[:2]]
+    reporter = Lines()
+    seconds = itertools.chain([0.0], itertools.repeat(4.0))
+    progress = TarProgress(connect(), reporter, lambda: next(seconds))
+    progress.start()
+    progress.begin(pairs)
+    for share in (0.25, 0.7, 1.0, 1):
+        progress.reach(share)
+    progress.finish_tar(n_images=0)
+    progress.begin(pairs[:1])
+    progress.reach(1)
+    assert reporter.done == [0.5, 1.4, 2, 2, 3, 4]
+    images = [2, 5, 8, 8, 8, 12]
+    assert reporter.statuses == [f"{number / 4:.3g} images/s" for number in images]
+
+
+def test_a_plan_counts_what_is_missing_and_writes_nothing(
+    tmp_path, tars, models, teachers, monkeypatch
+):
+    monkeypatch.setattr("cusa.stages.precompute_tars.PROBE_S", 0.05)
+    write_tar(tmp_path / "tars" / "00005.tar", [*pair(1), ("k.txt", b"?")])
+    options = ["--dataset", tmp_path / "tars", "--caption", "json:all", "--out", tmp_path / "set"]
+    vit, words = teachers[:2], teachers[2:4]
+    run_ok("precompute", *options, *vit, *words, "--workers", 0, "--tars", "0:2")
+    run_ok("precompute", *options, *vit, "--workers", 0, "--tars", "2:3")
+    before = _contents(tmp_path)
+    chosen = {"caption": "json:all", "out": tmp_path / "set", "workers": 0}
+    teacher = [f"vit={models[0]}", f"words={models[1]}"]
+    plan = plan_tars(tmp_path / "tars", teacher=teacher, **chosen)
+    assert _contents(tmp_path) == before
+    estimate = plan.estimate
+    assert (estimate.n_tars, estimate.n_done, estimate.n_left_out) == (6, 2, 1)
+    assert sorted(estimate.images.tolist()) == [1, 4, 4, 4]
+    assert sorted(estimate.captions.tolist()) == [2, 8, 8, 8]
+    # 00002.tar has its images' rows already.
+    images, captions = estimate.teachers
+    assert (images.n_shards, images.n_rows) == (3, round(3 * 13 / 4))
+    assert (captions.n_shards, captions.n_rows) == (4, 26)
+    with h5py.File(tmp_path / "set" / "words" / "00000.h5") as file:
+        assert captions.n_bytes == 26 * file["rows"][0].nbytes
+    assert estimate.seconds > estimate.reading_s
+    output = run_ok("precompute", *options, *vit, *words, "--workers", 0, "--plan")
+    for phrase in ("6 tars, 2 of them done", "about 3 images (1 to 4 in 4 tars", "4 jobs: 1 tars"):
+        assert phrase in output
+
+
+def test_a_plan_of_a_finished_set_has_nothing_to_try(tmp_path, tars, teachers):
+    options = ["--dataset", tmp_path / "tars", "--out", tmp_path / "set", *teachers]
+    run_ok("precompute", *options)
+    assert "5 tars, 5 of them done" in run_ok("precompute", *options, "--plan")
+
+
+def test_a_plan_names_a_wrong_caption_field_and_a_damaged_tar(tmp_path, tars, teachers):
+    options = ["--dataset", tmp_path / "tars", "--out", tmp_path / "set", *teachers, "--plan"]
+    assert run_failure("precompute", *options, "--caption", "json:words").name == "caption"
+    tars[2].write_bytes(tars[2].read_bytes()[:700])
+    error = run_failure("precompute", *options)
+    assert isinstance(error, TarError)
+    assert error.path == tars[2]
+    assert not (tmp_path / "set").exists()

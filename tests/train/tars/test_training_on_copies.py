@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cusa.data.errors import DataError, ObjectError, SettingError, StoreError
+from cusa.data.errors import ObjectError, SettingError, StoreError
 from cusa.data.tars.cache import TarCache
+from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
@@ -19,7 +20,7 @@ from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.supply import TarSupply
 from cusa.train.trainer import Trainer
 from tests.data.tars.tar_files import write_set, write_tars
-from tests.helpers import ADAPTER, kill_at, make_tiny_clip, run_failure, run_ok
+from tests.helpers import ADAPTER, Fault, fault_of, kill_at, make_tiny_clip, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
 from tests.train.tars.test_tar_batches import TEACHERS, Greys
 
@@ -164,7 +165,8 @@ def test_a_store_that_goes_away_leaves_a_run_that_goes_on(folder, server, expect
     server.on_request = fail
     command = ("train", "--embeddings", SET, *STEPS, *SMALL, *ADAPTER, "--workers", 1)
     error = run_failure(*command, "--run-dir", tmp_path / "run")
-    assert isinstance(error, DataError)
+    assert isinstance(error, ObjectError)
+    assert error.status == 503
     server.on_request = None
     server.failures.clear()
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
@@ -177,7 +179,7 @@ def test_a_tar_that_was_replaced_by_one_of_equal_length_is_named(folder, server,
     server.objects[key] = content[:700] + b"x" + content[701:]
     command = ("train", "--embeddings", SET, *STEPS, *_student(folder, "clip"), "--workers", 0)
     error = run_failure(*command, "--run-dir", tmp_path / "run")
-    assert isinstance(error, DataError)
+    assert fault_of(error) == Fault(TarError, Path(f"{TARS}/00003.tar"), name="00003")
     server.objects[key] = content
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
 

@@ -142,18 +142,24 @@ def test_a_changed_tar_stops_a_run_which_goes_on_when_the_tar_is_back(folder, tm
 
 
 @pytest.mark.parametrize("file", ["pairs/00002.h5", "eyes/00002.h5"])
-@pytest.mark.parametrize("change", ["missing", "damaged"])
+@pytest.mark.parametrize("change", ["missing", "damaged", "a link to itself"])
 def test_a_file_of_the_set_that_stops_a_run_is_named(tmp_path, file, change):
     """By the class and the path that the file has without a run around it."""
     _make_set(tmp_path)
     path = tmp_path / "set" / file
-    if change == "missing":
-        path.unlink()
-    else:
+    if change == "damaged":
         path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    else:
+        path.unlink()
+    if change == "a link to itself":
+        path.symlink_to(path)
     arguments = (*_options(tmp_path, "adapter"), "--workers", 0, "--run-dir", tmp_path / "run")
-    expected = {"missing": StoreError, "damaged": ChecksumError}
-    assert run_fault("train", *arguments) == Fault(expected[change], path)
+    expected = {
+        "missing": Fault(StoreError, path),
+        "damaged": Fault(ChecksumError, path),
+        "a link to itself": Fault(StoreError, path, name="00002"),
+    }
+    assert run_fault("train", *arguments) == expected[change]
 
 
 @pytest.mark.parametrize(
