@@ -15,8 +15,9 @@ from cusa.data.embeddings import HEADS, Rows, SplitEmbeddings
 from cusa.data.errors import DataError
 from cusa.data.unit_rows import unit_rows
 from cusa.data.worker_pool import StartMethod, WorkerPool
-from cusa.train.loader import Sources, each_tensor
+from cusa.train.loader import each_tensor
 from cusa.train.processes import Processes
+from cusa.train.sources import Sources
 from cusa.train.student import Features, Student
 from cusa.train.student_inputs import Inputs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -245,21 +245,6 @@ class EpochOrder:
         n_in_batches = len(self) * self.batch_size * self.size
         batches = permutation[:n_in_batches].reshape(-1, self.size, self.batch_size)
         yield from batches[self.first :, self.rank]
-
-
-class Sources(NamedTuple):
-    """A split, and the reader of a student's inputs for it."""
-
-    split: Split
-    inputs: StudentInputs
-
-    @property
-    def lack_a_modality(self) -> bool:
-        """Return whether the split has no image, or no caption, with an input."""
-        no_image, no_text = self.inputs.missing()
-        lacks_images = len(no_image) == self.split.n_images
-        lacks_texts = len(no_text) == self.split.n_captions
-        return lacks_images or lacks_texts
 
 
 def next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, CusaError | None]:

@@ -27,6 +27,7 @@ _SCORES = (
     "rsum",
 )
 _Scores = dict[str, dict[str, float]]  # by student ("best" or "last"), then by name
+_Values = tuple[tuple[str, str], ...]  # by axis
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Cell:
         return "_".join(f"{axis}-{file_name(value)}" for axis, value in self.values.items())
 
     @property
-    def without_seed(self) -> tuple[tuple[str, str], ...]:
+    def without_seed(self) -> _Values:
         """Return its values without the seed: runs that differ only in their seed share them."""
         values = dict(self.values)
         for seed_name in ("seed", SHORT["seed"]):
@@ -170,7 +171,7 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
         RunError: If a run lacks scores of the validation split.
     """
     runs = []
-    scores_by_values: dict[tuple[tuple[str, str], ...], list[_Scores | None]] = {}
+    scores_by_values: dict[_Values, list[_Scores | None]] = {}
     for cell in cells:
         scores = _read_scores(folder / cell.name)
         runs.append({"run": cell.name, **cell.values, "val": scores})

@@ -73,7 +73,9 @@ class Teachers:
             )
 
     def rows(
-        self, caption_rows: ArrayLike | torch.Tensor, device: torch.device | str | None = None
+        self,
+        caption_rows: ArrayLike | torch.Tensor,
+        device: torch.device | str | None = None,
     ) -> TeacherBatch:
         """Return the teachers' rows for captions and their images.
 
@@ -90,12 +92,17 @@ class Teachers:
         row_numbers = caption_row_numbers(caption_rows)
         _require_in_range(row_numbers, split.n_captions)
         image_numbers = np.asarray(split.caption_image)[row_numbers]
-        image_rows = _gather(self._image, image_numbers, "image", split.image_ids)
-        text_rows = _gather(self._text, row_numbers, "caption", split.caption_ids)
+        image = text = None
+        if self._image is not None:
+            image_rows = _gather(self._image, image_numbers, "image", split.image_ids)
+            image = _on_device(image_rows, device)
+        if self._text is not None:
+            text_rows = _gather(self._text, row_numbers, "caption", split.caption_ids)
+            text = _on_device(text_rows, device)
         return TeacherBatch(
-            image=_on_device(image_rows, device),
-            text=_on_device(text_rows, device),
-            image_ids=torch.from_numpy(image_numbers).to(device or "cpu", non_blocking=True),
+            image=image,
+            text=text,
+            image_ids=_on_device(image_numbers, device),
         )
 
     @property
@@ -105,7 +112,8 @@ class Teachers:
         if self._text is not None:
             is_trainable[self._text.skipped] = False
         if self._image is not None:
-            is_trainable &= ~np.isin(self.split.caption_image, self._image.skipped)
+            lacks_image = np.isin(self.split.caption_image, self._image.skipped)
+            is_trainable &= ~lacks_image
         return np.flatnonzero(is_trainable)
 
 
@@ -149,14 +157,12 @@ def _rows_of_teacher(
 
 
 def _gather(
-    embeddings: Embeddings | None,
+    embeddings: Embeddings,
     row_numbers: np.ndarray,
     kind: str,
     ids: Sequence[str],
-) -> np.ndarray | None:
+) -> np.ndarray:
     """Return a teacher's rows, float16 or float32 ``[B, e]``, refusing those that it skipped."""
-    if embeddings is None:
-        return None
     is_skipped = np.isin(row_numbers, embeddings.skipped)
     if is_skipped.any():
         first_skipped = row_numbers[is_skipped][0]
@@ -169,17 +175,13 @@ def _gather(
     return embeddings.gather(row_numbers)
 
 
-def _on_device(
-    rows: np.ndarray | None,
-    device: torch.device | str | None,
-) -> torch.Tensor | None:
-    if rows is None:
-        return None
+def _on_device(rows: np.ndarray, device: torch.device | str | None) -> torch.Tensor:
     return torch.from_numpy(rows).to(device or "cpu", non_blocking=True)
 
 
 def collate_joined(
-    batch: Sequence[tuple[Any, int]], collate: Callable[[list[Any]], Any] = default_collate
+    batch: Sequence[tuple[Any, int]],
+    collate: Callable[[list[Any]], Any] = default_collate,
 ) -> tuple[Any, torch.Tensor]:
     """Collate items of a :class:`cusa.data.store.joined.JoinedDataset`.
 
@@ -191,6 +193,9 @@ def collate_joined(
         The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`: a tensor, so
         that whatever splits, pads or moves the items of a batch does the same with their rows.
     """
-    items = [item for item, _ in batch]
-    caption_rows = [caption_row for _, caption_row in batch]
+    items = []
+    caption_rows = []
+    for item, caption_row in batch:
+        items.append(item)
+        caption_rows.append(caption_row)
     return collate(items), torch.tensor(caption_rows, dtype=torch.int64)

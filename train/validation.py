@@ -10,10 +10,10 @@ from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import CusaError, RunError, Stopped
 from cusa.train.encode_split import encode_split
 from cusa.train.keeper import RunKeeper
-from cusa.train.loader import Sources
 from cusa.train.reporter import Reporter
 from cusa.train.run_setup import RunSetup
 from cusa.train.saving.run_progress import Progress
+from cusa.train.sources import Sources
 
 ValidationScores = Callable[[SplitEmbeddings], dict[str, float]]
 
