@@ -179,7 +179,7 @@ class Paced:
         """So many, as the Trainer's own loop takes them."""
         trainer = self._trainer
         for _ in range(steps):
-            agree_to_go_on(trainer.setup.processes, trainer.keeper, lambda: None)
+            agree_to_go_on(trainer.setup.processes, trainer.keeper, lambda: None, None, "")
             if lost := trainer._train_on(next(self._batches)):
                 raise SystemExit(lost)
 

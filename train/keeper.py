@@ -84,7 +84,7 @@ class RunKeeper:
         train = self._setup.config.train
         if step == self.saved_step:
             return False
-        if train.checkpoint_steps is not None and step % train.checkpoint_steps == 0:
+        if train.checkpoint_steps and step % train.checkpoint_steps == 0:
             return True
         if train.checkpoint_minutes is None:
             return False

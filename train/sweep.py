@@ -45,7 +45,10 @@ class Cell:
     @property
     def name(self) -> str:
         """Return the name of the run's folder."""
-        return "_".join(f"{axis}-{file_name(value)}" for axis, value in self.values.items())
+        axis_names = []
+        for axis, value in self.values.items():
+            axis_names.append(f"{axis}-{file_name(value)}")
+        return "_".join(axis_names)
 
     @property
     def without_seed(self) -> _Values:
@@ -156,8 +159,8 @@ class Row:
 
     values: Mapping[str, str]
     n: int
-    mean: Mapping[str, Mapping[str, float]] | None
-    std: Mapping[str, Mapping[str, float]] | None
+    mean: _Scores | None
+    std: _Scores | None
 
 
 def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
@@ -207,9 +210,11 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """Format the best students' scores, and RSUM at the end, as a Markdown table."""
     columns = [*rows[0].values, "runs"]
     if validated(rows):
-        columns += [score.replace("_r", " R@") for score in _SCORES[:-1]]
+        recalls = _SCORES[:-1]
+        columns += [recall.replace("_r", " R@") for recall in recalls]
         columns += ["RSUM, best student", "RSUM, at the end"]
-    lines = [_markdown_line(columns), "|" + "---|" * len(columns)]
+    rule = "|" + "---|" * len(columns)
+    lines = [_markdown_line(columns), rule]
     for row in rows:
         cells = [*row.values.values(), str(row.n), *figures(row)]
         lines.append(_markdown_line(cells))
@@ -243,8 +248,10 @@ def figures(row: Row) -> list[str]:
 def _read_scores(run_dir: Path) -> _Scores | None:
     """Read a run's best and its last scores; ``None`` without a validation split."""
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "val"]
-    if not lines and load_run(run_dir)[0].data.val_split is None:
-        return None
+    if not lines:
+        config, _ = load_run(run_dir)
+        if config.data.val_split is None:
+            return None
     best_lines = [line for line in lines if line["best"]]
     try:
         return {

@@ -110,7 +110,8 @@ class TeacherQueue(nn.Module):
         batch_rows = caption_row_numbers(caption_rows)
         if len(batch_rows) and batch_rows.min() < 0:
             raise IndexError(f"caption rows must be from 0, not {batch_rows.min():,}")
-        rows = torch.from_numpy(batch_rows).to(self.caption_rows.device)
+        device = self.caption_rows.device
+        rows = torch.from_numpy(batch_rows).to(device)
         group = None
         if self.gather:
             group = GatherGroup.if_several(self._group)
@@ -124,7 +125,7 @@ class TeacherQueue(nn.Module):
                 f"{n_pairs:,} pairs do not fit into a queue of {size:,}; make it larger",
                 name="caption_rows",
             )
-        offsets = torch.arange(n_pairs, device=rows.device)
+        offsets = torch.arange(n_pairs, device=device)
         slots = (self.next_slot + offsets) % size
         self.caption_rows[slots] = rows
         self.next_slot.copy_((self.next_slot + n_pairs) % size)

@@ -156,25 +156,30 @@ class Trainer:
         """Check that all processes are at the same step, and write the run's first files."""
         setup = self.setup
         processes = setup.processes
-        progress = self.progress
-        positions = processes.everyones((progress.step, progress.validated_step))
-        if len(set(positions)) > 1:
-            raise RunError(
-                "the processes have read different checkpoints; make the same "
-                f"{setup.run_dir} visible to all of them",
-                path=setup.run_dir,
-            )
+        self._require_same_step()
         # Only now: DDP copies the leading process's weights to all, which would hide a difference.
         if processes.size > 1:
             self._module = DistributedDataParallel(setup.step)
         if processes.leads:
             self.keeper.begin()
         if setup.resumed is not None:
-            change = setup.resumed.change(progress, setup.length)
+            change = setup.resumed.change(self.progress, setup.length)
             if change:
                 self.keeper.log(change)
         for reporter in self._reporters:
             reporter.started(self)
+
+    def _require_same_step(self) -> None:
+        """Refuse processes that have not all restored the same checkpoint."""
+        run_dir = self.setup.run_dir
+        own_steps = (self.progress.step, self.progress.validated_step)
+        steps_of_all = self.setup.processes.everyones(own_steps)
+        if len(set(steps_of_all)) > 1:
+            raise RunError(
+                "the processes have read different checkpoints; make the same "
+                f"{run_dir} visible to all of them",
+                path=run_dir,
+            )
 
     def _batches(self, pool: WorkerPool[Batch]) -> Generator[Batch, None, None]:
         """Yield the batches of all remaining steps, epoch by epoch, on the device."""
@@ -200,7 +205,7 @@ class Trainer:
             agree_to_go_on(processes, self.keeper, self._check_stop, fault, not_finite)
             assert batch is not None  # without one there is a fault
             not_finite = self._train_on(batch)
-        agree_to_go_on(processes, self.keeper, self._check_stop, not_finite=not_finite)
+        agree_to_go_on(processes, self.keeper, self._check_stop, None, not_finite)
 
     def _train_on(self, batch: Batch) -> str:
         """Take one step.

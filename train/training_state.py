@@ -113,9 +113,11 @@ class TrainingState:
         student_weights = without_prefix("student", tensors)
         loss_weights = without_prefix("loss", tensors)
         moments = without_prefix("optimizer", tensors)
+        student = self._step.student
+        loss = self._step.loss
         problem = (
-            mismatch(student_weights, self._step.student.state_dict())
-            or mismatch(loss_weights, self._step.loss.state_dict())
+            mismatch(student_weights, student.state_dict())
+            or mismatch(loss_weights, loss.state_dict())
             or self._mismatch_of_moments(moments)
             or _mismatch_of_random_states(random_states)
         )
@@ -127,8 +129,8 @@ class TrainingState:
             problem = first_line(error)
             raise RunError(f"the checkpoint is of another precision ({problem})") from None
         # Everything has been checked: nothing fails from here on.
-        self._step.student.load_state_dict(student_weights)
-        self._step.loss.load_state_dict(loss_weights)
+        student.load_state_dict(student_weights)
+        loss.load_state_dict(loss_weights)
         self._restore_optimizer(moments)
         self._restore_random_states(random_states)
 
