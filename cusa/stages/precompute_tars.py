@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +13,22 @@ from typing_extensions import Unpack
 
 from cusa.data.errors import DataError, SettingError
 from cusa.data.objects.folder import is_remote, location_text
-from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.paths import expand_tars, tars_in_range
 from cusa.stages.arguments import checked, with_options
 from cusa.stages.kinds import as_names
 from cusa.stages.options import TarOptions
-from cusa.stages.signals import stop_signals
+from cusa.stages.tar_engines import (
+    TarRunInputs,
+    local_engine,
+    ray_engine,
+    same_everywhere,
+    uses_ray_engine,
+)
 from cusa.stages.teacher_run import (
-    MAX_DECODERS,
     PROBE_S,
-    Hardware,
-    own_hardware,
     parse_teachers,
     recorded,
     run_to_end,
-    teacher_run_options,
 )
 from cusa.train.settings import shortened
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from cusa.precompute.run_record import RunRecord
     from cusa.precompute.tars.maker import TarPolicy
     from cusa.precompute.tars.plan import SetEstimate
-    from cusa.precompute.tars.ray_cluster import RayCluster
     from cusa.precompute.tars.run import TarRun
     from cusa.precompute.tars.workplace import Workplace
     from cusa.precompute.teachers import TeacherRequest
@@ -165,13 +165,13 @@ def _prepared(
     policy = _policy(given, tars)
     folder = _set_folder(tars, given)
     processes = connect()
-    uses_ray = _uses_ray(given, processes)
-    run_of = _local_run
+    uses_ray = uses_ray_engine(given, processes)
+    engine = local_engine
     location = folder
     if uses_ray and not plans:
-        run_of = _ray_run
-        location = _absolute(folder)
-        chosen_tars = list(map(_absolute, chosen_tars))
+        engine = ray_engine
+        location = same_everywhere(folder)
+        chosen_tars = list(map(same_everywhere, chosen_tars))
     has_copies = any(map(is_remote, [location, *chosen_tars]))
     with (
         open_workplace(location, has_copies) as workplace,
@@ -179,121 +179,9 @@ def _prepared(
     ):
         record.unit = "tars"
         requests = _all_requests(parse_teachers(given), workplace, chosen_tars, processes)
-        inputs = _RunInputs(given, chosen_tars, requests, policy, workplace, processes, record)
-        with run_of(inputs) as run:
+        inputs = TarRunInputs(given, chosen_tars, requests, policy, workplace, processes, record)
+        with engine(inputs) as run:
             yield _Stage(run, folder, processes, record)
-
-
-@dataclass(frozen=True)
-class _RunInputs:
-    """What a run over tars is made from, on either engine."""
-
-    given: Mapping[str, Any]
-    tars: Sequence[Path]
-    requests: list[TeacherRequest]
-    policy: TarPolicy
-    workplace: Workplace
-    processes: RunProcesses
-    record: RunRecord
-
-
-@contextmanager
-def _local_run(inputs: _RunInputs) -> Iterator[TarRun]:
-    """Let this process, and the others of torchrun, make the rows."""
-    from cusa.precompute.tars.run import TarRun
-
-    hardware = own_hardware(inputs.given, inputs.processes)
-    with stop_signals() as check_stop:
-        yield TarRun(
-            inputs.tars,
-            inputs.requests,
-            teacher_run_options(inputs.workplace.folder / MANIFEST, inputs.given, hardware),
-            inputs.policy,
-            inputs.workplace,
-            inputs.processes,
-            inputs.record,
-            check_stop,
-        )
-
-
-@contextmanager
-def _ray_run(inputs: _RunInputs) -> Iterator[TarRun]:
-    """Let actors of Ray make the rows."""
-    from cusa.precompute.tars.cluster_run import ClusterRun
-    from cusa.precompute.tars.ray_cluster import ray_cluster
-
-    given = inputs.given
-    # On a CPU, an actor has a core, or as many as it is to decode with.
-    cores = max(1, given.get("workers", 1))
-    # Ray sets a handler of SIGTERM of its own.
-    with (
-        ray_cluster(given.get("ray_address"), given.get("device", "auto"), cores) as cluster,
-        stop_signals() as check_stop,
-    ):
-        inputs.record.note(str(cluster))
-        yield ClusterRun(
-            cluster,
-            inputs.tars,
-            list(map(_with_absolute_source, inputs.requests)),
-            teacher_run_options(inputs.workplace.folder / MANIFEST, given, _hardware(cluster)),
-            inputs.policy,
-            inputs.workplace,
-            inputs.processes,
-            inputs.record,
-            check_stop,
-        )
-
-
-def _hardware(cluster: RayCluster) -> Hardware:
-    """Return what an actor has; a single core decodes in the process that encodes."""
-    if cluster.device == "cpu":
-        return Hardware("cpu", cluster.cores, cluster.cores - 1)
-    # Ray shows an actor its own GPU alone.
-    return Hardware("cuda:0", cluster.cores, min(cluster.cores, MAX_DECODERS))
-
-
-def _uses_ray(
-    given: Mapping[str, Any],
-    processes: RunProcesses,
-) -> bool:
-    """Return whether Ray makes the tars.
-
-    Raises:
-        SettingError: If options do not go with the engine.
-    """
-    uses_ray = given.get("engine") == "ray"
-    address = given.get("ray_address")
-    if not uses_ray and address is not None:
-        raise SettingError(
-            f"--ray-address {address} is for --engine ray; pass that, too, or leave the address "
-            "out",
-            name="ray_address",
-        )
-    if address is not None and "://" in address:
-        raise SettingError(
-            f"--ray-address {address}: Ray Data needs a driver within the cluster; run the command "
-            "on one of its nodes with --ray-address auto",
-            name="ray_address",
-        )
-    if uses_ray and processes.size > 1:
-        raise SettingError(
-            f"--engine ray has one driver, but torchrun has started {processes.size} processes; "
-            "run it without torchrun",
-            name="engine",
-        )
-    return uses_ray
-
-
-def _absolute(location: Path) -> Path:
-    """Return a location that is the same in every folder and on every node."""
-    return location if is_remote(location) else location.absolute()
-
-
-def _with_absolute_source(request: TeacherRequest) -> TeacherRequest:
-    source = request.source
-    if source is not None and os.path.exists(source):
-        source = os.path.abspath(source)
-    return replace(request, source=source)
 
 
 def _tar_names(dataset: Any) -> tuple[str, ...]:

@@ -92,21 +92,9 @@ def estimate_tars(
     reading_s = (time.perf_counter() - began_s) / len(pairs)
     block = TarBlock(workplace.folder / MANIFEST, pairs)
     estimates: list[Estimate] = []
-    for name, loaded in maker.teachers.items():
-        tasks = block.tasks(name, loaded.settings.modality)
-        rates = measure(
-            loaded.teacher,
-            loaded.settings.normalizer,
-            tasks,
-            block.dataset,
-            options,
-            seconds,
-            block.images,
-        )
+    for name in maker.teachers:
         n_missing = sum(not workplace.has_rows(tar, name) for tar in pending)
-        n_rows = round(n_missing * np.mean(_row_counts(tasks)))
-        n_bytes = n_rows * loaded.bytes_per_row
-        estimates.append(Estimate(name, n_rows, n_missing, n_bytes, rates))
+        estimates.append(_estimate_teacher(maker, name, block, n_missing, options, seconds))
     return SetEstimate(
         n_tars=len(tars),
         n_done=n_done,
@@ -116,6 +104,30 @@ def estimate_tars(
         reading_s=reading_s,
         teachers=estimates,
     )
+
+
+def _estimate_teacher(
+    maker: TarMaker,
+    name: str,
+    block: TarBlock,
+    n_missing: int,
+    options: PipelineOptions,
+    seconds: float,
+) -> Estimate:
+    """Run a teacher on the tars of a block, and estimate its work for those without its rows."""
+    loaded = maker.teachers[name]
+    tasks = block.tasks(name, loaded.settings.modality)
+    rates = measure(
+        loaded.teacher,
+        loaded.settings.normalizer,
+        tasks,
+        block.dataset,
+        options,
+        seconds,
+        block.images,
+    )
+    n_rows = round(n_missing * np.mean(_row_counts(tasks)))
+    return Estimate(name, n_rows, n_missing, n_rows * loaded.bytes_per_row, rates)
 
 
 def _row_counts(tasks: Sequence[ShardTask]) -> np.ndarray:
