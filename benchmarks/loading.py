@@ -52,9 +52,9 @@ from cusa.data.store.shards import ShardHeader, write_shard
 from cusa.data.store.split_table import SplitTable
 from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.assemble import student_sources
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs
+from cusa.train.sources import student_sources
 from cusa.train.student import Processors
 
 from timing import in_turns, seconds

@@ -46,9 +46,9 @@ from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.tars.webdataset_stage import with_teachers
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.assemble import student_sources
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs
+from cusa.train.sources import student_sources
 from cusa.train.tars.inputs import TarFileInputs, TarInputs, TarRows
 from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.supply import InPlace, TarSupply

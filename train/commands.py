@@ -61,7 +61,9 @@ def evaluation_command(run_dirs: Sequence[Path]) -> str:
         CusaError: If the first run or its store cannot be read.
     """
     measured = split_to_measure(run_dirs[0])
-    arguments = [argument for run_dir in run_dirs for argument in ("--run", run_dir)]
+    arguments: list[object] = []
+    for run_dir in run_dirs:
+        arguments += ["--run", run_dir]
     if measured.split != "test":
         arguments += ["--split", measured.split]
     if measured.allow_partial:
@@ -84,9 +86,11 @@ def split_to_measure(run_dir: Path) -> MeasuredSplit:
     store = evaluated_store(config)
     split = _best_split(config, provenance, store)
     is_partial = False
-    if split == "test" and split in KNOWN_SIZES.get(store.dataset, {}):
-        n_images = store.splits[split].n_images - len(store.skipped(split)[0])
-        is_partial = n_images != KNOWN_SIZES[store.dataset][split]
+    published_sizes = KNOWN_SIZES.get(store.dataset, {})
+    if split == "test" and split in published_sizes:
+        skipped_images, _ = store.skipped(split)
+        n_images = store.splits[split].n_images - len(skipped_images)
+        is_partial = n_images != published_sizes[split]
     return MeasuredSplit(split, is_partial)
 
 
@@ -114,9 +118,10 @@ def _best_split(
     store: EmbeddingStore,
 ) -> str:
     """Prefer the test split, then the validation split, then any other; else the training split."""
-    usable_splits = [
-        name for name, split in store.splits.items() if split.n_images and split.n_captions
-    ]
+    usable_splits = []
+    for split_name, split in store.splits.items():
+        if split.n_images and split.n_captions:
+            usable_splits.append(split_name)
     for encoder in provenance.encoders.values():
         encoded_splits = store.splits_of(encoder.name)
         usable_splits = [name for name in usable_splits if name in encoded_splits]

@@ -66,8 +66,10 @@ def named_images(rows: Tensor, image_ids: Sequence[str]) -> str:
         rows: int64 ``[B]``: the images' rows in the split.
         image_ids: Ids of the split's images, by row.
     """
-    ids = [image_ids[row] for row in dict.fromkeys(rows.tolist())]
-    listed = ", ".join(ids[:_NAMED_IMAGES])
-    if len(ids) > _NAMED_IMAGES:
-        return f"images {listed} and {len(ids) - _NAMED_IMAGES} more"
+    distinct_rows = list(dict.fromkeys(rows.tolist()))
+    named_ids = [image_ids[row] for row in distinct_rows[:_NAMED_IMAGES]]
+    listed = ", ".join(named_ids)
+    n_unnamed = len(distinct_rows) - len(named_ids)
+    if n_unnamed:
+        return f"images {listed} and {n_unnamed} more"
     return f"images {listed}"

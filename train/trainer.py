@@ -91,11 +91,11 @@ class Trainer:
     def _restore(self, resumed: BegunRun) -> None:
         """Restore the newest checkpoint of a resumed run."""
         setup = self.setup
-        self.progress, problems = restore_newest(
-            setup.run_dir, self.state, setup.processes, setup.length
-        )
-        notes = [resumed.note(setup.length), read_history(setup.run_dir).note]
-        self.notes += filter(None, [*notes, *problems])
+        run_dir = setup.run_dir
+        self.progress, problems = restore_newest(run_dir, self.state, setup.processes, setup.length)
+        length_note = resumed.note(setup.length)
+        history_note = read_history(run_dir).note
+        self.notes += filter(None, [length_note, history_note, *problems])
 
     @property
     def finished(self) -> bool:
@@ -156,37 +156,43 @@ class Trainer:
         """Check that all processes are at the same step, and write the run's first files."""
         setup = self.setup
         processes = setup.processes
-        progress = self.progress
-        positions = processes.everyones((progress.step, progress.validated_step))
-        if len(set(positions)) > 1:
-            raise RunError(
-                "the processes have read different checkpoints; make the same "
-                f"{setup.run_dir} visible to all of them",
-                path=setup.run_dir,
-            )
+        self._require_same_step()
         # Only now: DDP copies the leading process's weights to all, which would hide a difference.
         if processes.size > 1:
             self._module = DistributedDataParallel(setup.step)
         if processes.leads:
             self.keeper.begin()
         if setup.resumed is not None:
-            change = setup.resumed.change(progress, setup.length)
+            change = setup.resumed.change(self.progress, setup.length)
             if change:
                 self.keeper.log(change)
         for reporter in self._reporters:
             reporter.started(self)
 
+    def _require_same_step(self) -> None:
+        """Refuse processes that have not all restored the same checkpoint."""
+        run_dir = self.setup.run_dir
+        own_steps = (self.progress.step, self.progress.validated_step)
+        steps_of_all = self.setup.processes.everyones(own_steps)
+        if len(set(steps_of_all)) > 1:
+            raise RunError(
+                "the processes have read different checkpoints; make the same "
+                f"{run_dir} visible to all of them",
+                path=run_dir,
+            )
+
     def _batches(self, pool: WorkerPool[Batch]) -> Generator[Batch, None, None]:
         """Yield the batches of all remaining steps, epoch by epoch, on the device."""
         data = self.setup.data
-        first = self.progress.step
+        device = self.setup.processes.device
         # Inputs that are encoded a few at a time are also moved to the device a few at a time.
-        whole_inputs = self.setup.step.at_a_time is None
+        with_inputs = self.setup.step.at_a_time is None
+        epoch, first_step = divmod(self.progress.step, data.steps_per_epoch)
         while True:
-            epoch, first_step = divmod(first, data.steps_per_epoch)
             with closing(data.batches(pool, epoch, first_step)) as read_batches:
-                yield from on_device(read_batches, self.setup.processes.device, whole_inputs)
-            first = (epoch + 1) * data.steps_per_epoch
+                yield from on_device(read_batches, device, with_inputs)
+            epoch += 1
+            first_step = 0
 
     def _train_to(self, last_step: int, batches: Iterator[Batch]) -> None:
         """Take steps up to one that is to be validated."""
@@ -199,7 +205,7 @@ class Trainer:
             agree_to_go_on(processes, self.keeper, self._check_stop, fault, not_finite)
             assert batch is not None  # without one there is a fault
             not_finite = self._train_on(batch)
-        agree_to_go_on(processes, self.keeper, self._check_stop, not_finite=not_finite)
+        agree_to_go_on(processes, self.keeper, self._check_stop, None, not_finite)
 
     def _train_on(self, batch: Batch) -> str:
         """Take one step.
@@ -210,8 +216,9 @@ class Trainer:
         """
         setup = self.setup
         image_ids = setup.data.image_ids
-        step_number = self.progress.step + 1
-        rate = learning_rate(self.progress.step, setup.data.steps_per_epoch, setup.config)
+        steps_done = self.progress.step
+        step_number = steps_done + 1
+        rate = learning_rate(steps_done, setup.data.steps_per_epoch, setup.config)
         try:
             with enough_memory(_SMALLER_BATCHES, "train.batch_size"):
                 terms: LossTerms = self._module(batch)
