@@ -10,6 +10,7 @@ import h5py
 
 from cusa.data.errors import StoreError
 from cusa.data.records import Dataset
+from cusa.data.repeated_texts import shared_text
 from cusa.data.store.checksum import (
     INDEX_FORMAT,
     open_sealed,
@@ -103,16 +104,15 @@ class Index:
         if not new_splits or not self.splits:
             return
 
-        split_of_image: dict[str, str] = {}
-        for split_name, table in self.splits.items():
-            split_of_image.update(dict.fromkeys(table.columns["image_ids"], split_name))
         for split_name in new_splits:
-            for image_id in addition.splits[split_name].columns["image_ids"]:
-                if image_id in split_of_image:
+            new_ids = addition.splits[split_name].columns["image_ids"]
+            for present_name, table in self.splits.items():
+                shared_id = shared_text(new_ids, table.columns["image_ids"])
+                if shared_id is not None:
                     raise StoreError(
-                        f"{label} has image {image_id!r} in split {split_of_image[image_id]!r}, "
-                        f"but here it is in split {split_name!r}; pass another --out",
-                        name=image_id,
+                        f"{label} has image {shared_id!r} in split {present_name!r}, but here it "
+                        f"is in split {split_name!r}; pass another --out",
+                        name=shared_id,
                     )
 
     def without(self, teachers: Mapping[str, TeacherEntry]) -> Index:

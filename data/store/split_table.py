@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from cusa.data.records import (
-    TRUTH_ARRAYS,
-    Record,
-    Truth,
-    caption_rows,
-    fingerprint,
-    text_columns,
-)
+from cusa.data.record_columns import Records
+from cusa.data.records import TRUTH_ARRAYS, Truth
 from cusa.data.store.hdf5 import (
     child_group,
     hdf5_errors,
@@ -27,6 +20,7 @@ from cusa.data.store.hdf5 import (
 )
 from cusa.data.store.id_lookup import LOOKUP_COLUMNS, lookup_table
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
+from cusa.data.texts import Texts
 
 COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
 # In UTF-8, the top two bits of a byte that continues a character are 10.
@@ -34,64 +28,36 @@ _CONTINUATION_MASK = 0xC0
 _CONTINUATION_BITS = 0x80
 
 
-@dataclass(frozen=True)
-class Texts:
-    """A column of texts.
+def read_texts(parent: h5py.Group, name: str) -> Texts:
+    """Read a whole column of texts.
 
-    Attributes:
-        bytes: uint8 ``[n_bytes]``: the texts' UTF-8, concatenated.
-        offsets: int64 ``[n + 1]``: the byte at which each text begins, then the number of bytes.
+    Raises:
+        StoreError: If it is missing or not UTF-8, or its offsets do not divide its bytes into
+            texts.
     """
+    group = child_group(parent, name)
+    path = Path(group.file.filename)
+    column_bytes = read_array(group, "bytes", "|u1")
+    offsets = read_array(group, "offsets", "<i8")
 
-    bytes: np.ndarray
-    offsets: np.ndarray
+    is_whole = len(offsets) and offsets[0] == 0 and offsets[-1] == len(column_bytes)
+    if not is_whole or (np.diff(offsets) < 0).any():
+        refuse(path, group.name, "its offsets do not divide its bytes")
+    # Empty texts at the end have no first byte.
+    first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
+    if ((first_bytes & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
+        refuse(path, group.name, "its offsets cut characters in two")
+    # Decoded all at once, as no offset cuts a character in two.
+    with hdf5_errors(path, group.name):
+        column_bytes.tobytes().decode()
+    return Texts(column_bytes, offsets)
 
-    @staticmethod
-    def from_strings(strings: Sequence[str]) -> Texts:
-        """Encode texts as UTF-8."""
-        encoded = [string.encode() for string in strings]
-        offsets = np.zeros(len(encoded) + 1, "<i8")
-        np.cumsum([len(text) for text in encoded], out=offsets[1:])
-        return Texts(np.frombuffer(b"".join(encoded), np.uint8), offsets)
 
-    @staticmethod
-    def read(parent: h5py.Group, name: str) -> Texts:
-        """Read a whole column.
-
-        Raises:
-            StoreError: If it is missing or not UTF-8, or its offsets do not divide its bytes into
-                texts.
-        """
-        group = child_group(parent, name)
-        path = Path(group.file.filename)
-        column_bytes = read_array(group, "bytes", "|u1")
-        offsets = read_array(group, "offsets", "<i8")
-
-        is_whole = len(offsets) and offsets[0] == 0 and offsets[-1] == len(column_bytes)
-        if not is_whole or (np.diff(offsets) < 0).any():
-            refuse(path, group.name, "its offsets do not divide its bytes")
-        # Empty texts at the end have no first byte.
-        first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
-        if ((first_bytes & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
-            refuse(path, group.name, "its offsets cut characters in two")
-        # Decoded all at once, as no offset cuts a character in two.
-        with hdf5_errors(path, group.name):
-            column_bytes.tobytes().decode()
-        return Texts(column_bytes, offsets)
-
-    def write(self, group: h5py.Group, name: str) -> None:
-        """Write a column."""
-        column = group.create_group(name)
-        column.create_dataset("bytes", data=self.bytes)
-        column.create_dataset("offsets", data=self.offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        block = self.bytes.tobytes()
-        for start, stop in itertools.pairwise(self.offsets.tolist()):
-            yield block[start:stop].decode()
+def write_texts(parent: h5py.Group, name: str, texts: Texts) -> None:
+    """Write a column of texts."""
+    column = parent.create_group(name)
+    column.create_dataset("bytes", data=texts.content())
+    column.create_dataset("offsets", data=texts.offsets - texts.offsets[0])
 
 
 @dataclass(frozen=True)
@@ -111,11 +77,10 @@ class SplitTable:
     truth: Truth | None
 
     @staticmethod
-    def from_records(records: Sequence[Record], truth: Truth | None) -> SplitTable:
+    def from_records(records: Records, truth: Truth | None) -> SplitTable:
         """Build the table of a split from its records."""
-        texts = text_columns(records)
-        columns = {name: Texts.from_strings(texts[name]) for name in COLUMNS}
-        return SplitTable(fingerprint(records), columns, caption_rows(records), truth)
+        columns = {name: getattr(records, name) for name in COLUMNS}
+        return SplitTable(records.fingerprint, columns, records.caption_image, truth)
 
     def item_ids(self, modality: str) -> Texts:
         """Return the ids of image rows or caption rows, by modality."""
@@ -138,7 +103,7 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
     Raises:
         StoreError: If a column is missing, or columns contradict each other.
     """
-    columns = {name: Texts.read(split_group, name) for name in COLUMNS}
+    columns = {name: read_texts(split_group, name) for name in COLUMNS}
     caption_image = read_array(split_group, "caption_image", "<i8")
 
     n_images = len(columns["image_ids"])
@@ -166,7 +131,7 @@ def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     """Write a split to a group of an index."""
     split_group.attrs["fingerprint"] = table.fingerprint
     for name in COLUMNS:
-        table.columns[name].write(split_group, name)
+        write_texts(split_group, name, table.columns[name])
     split_group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
     lookup_group = split_group.create_group("lookup")
     for name in LOOKUP_COLUMNS:
