@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from cusa.data.errors import DataError
+from cusa.data.errors import CusaError, DataError
 from cusa.data.image_runs import ImageRuns, RunsWriter
 from cusa.data.parsing import described
 from cusa.data.readers.forms import AnnotationRow
@@ -38,17 +38,35 @@ def group_rows(
             full.
     """
     writer = RunsWriter()
-    for position, row in rows:
-        writer.append(position, row)
+    try:
+        for position, row in rows:
+            writer.append(position, row)
+    except CusaError:
+        # The first error is reported, and earlier rows may contradict each other.
+        _records_by_split(writer.finish(), files)
+        raise
     runs = writer.finish()
     if not len(runs.records):
         paths = ", ".join(str(file.path) for file in files)
         message = f"{paths}: no image-caption pair in it; give it at least one"
         raise DataError(message, path=files[0].path)
 
-    image_of_run = _image_of_run(runs, files)
+    splits = _records_by_split(runs, files)
     if runs.lack_captions:
-        _refuse_image_without_caption(runs, image_of_run, files)
+        _refuse_image_without_caption(runs, files)
+    return splits
+
+
+def _records_by_split(
+    runs: ImageRuns,
+    files: Sequence[AnnotationFile],
+) -> dict[str, Records]:
+    """Return the records of each split.
+
+    Raises:
+        DataError: If an image id is used for two files or in two splits, or a caption id twice.
+    """
+    image_of_run = _image_of_run(runs, files)
     splits: dict[str, Records] = {}
     for number, split in enumerate(SPLITS):
         records = _records_of_split(runs, image_of_run, runs.splits == number)
@@ -129,14 +147,11 @@ def _with_numbered_ids(records: Records) -> Records:
 # --- refusals
 
 
-def _refuse_image_without_caption(
-    runs: ImageRuns,
-    image_of_run: np.ndarray | None,
-    files: Sequence[AnnotationFile],
-) -> None:
+def _refuse_image_without_caption(runs: ImageRuns, files: Sequence[AnnotationFile]) -> None:
     """Refuse an image without a caption: the first one."""
     records = runs.records
     n_captions = np.bincount(records.caption_image, minlength=len(records))
+    image_of_run = _image_of_run(runs, files)
     if image_of_run is not None:
         # A caption of any run will do.
         n_captions = np.bincount(image_of_run, n_captions)[image_of_run]
@@ -180,6 +195,8 @@ def _refuse_image(
     files: Sequence[AnnotationFile],
 ) -> NoReturn:
     """Raise the error of an image id that is used for two files or in two splits."""
+    # Of earlier rows, there may be an error with their captions.
+    _records_by_split(runs.before(run), files)
     path, location = entry_location(files, int(runs.positions[run]))
     image_id = runs.records.image_ids[run]
     image_path = runs.records.image_paths[run]

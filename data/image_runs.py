@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +35,16 @@ class ImageRuns:
     have_caption_ids: bool
     lack_caption_ids: bool
     lack_captions: bool
+
+    def before(self, run: int) -> ImageRuns:
+        """Return the runs before one."""
+        return replace(
+            self,
+            records=self.records[:run],
+            hashes=self.hashes[:run],
+            splits=self.splits[:run],
+            positions=self.positions[:run],
+        )
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -128,7 +129,7 @@ def _read_lines(beginning: str, source: Source) -> Annotations:
         return flickr_tokens.read_tokens(read_text(path), source)
     separator = _choose_separator(first_line, source.columns)
     _refuse_pairs_without_header(first_line.split(separator), path)
-    columns, _ = parse_csv([first_line], path, separator)
+    columns, _ = parse_csv(io.StringIO(first_line, newline=""), path, separator)
     _check_columns(columns, source)
     table = Table(*parse_csv(read_text_lines(path), path, separator))
     return pair_table.read_pairs(table, source)

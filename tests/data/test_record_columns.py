@@ -12,7 +12,7 @@ import pytest
 from cusa.data import array_writer, grouping, image_runs, record_columns, repeated_texts, texts
 from cusa.data.array_writer import ArrayWriter
 from cusa.data.datasets import load_dataset
-from cusa.data.errors import DataError
+from cusa.data.errors import CusaError, DataError, FileFormatError
 from cusa.data.grouping import group_rows
 from cusa.data.readers.forms import AnnotationRow
 from cusa.data.record import Record
@@ -178,6 +178,30 @@ def test_ambiguous_rows_are_named(columns, tmp_path, others, at, name):
     assert error.value.name == name
     assert _position_of(error) == number + at
     assert error.value.path == file.path
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [
+        ([("m", "i"), ("n", "z"), ("i", "z"), ("i", "i")], "z"),
+        ([("m", "a"), ("i", "b"), ("n", "z"), ("i", "z")], "i"),
+        ([("m", "z"), ("n", "z"), ("i", "i"), ("i", "j")], "z"),
+    ],
+)
+@pytest.mark.parametrize("malformed", [False, True])
+def test_the_first_error_is_reported(rows, name, malformed):
+    """Rows of one caption each, given by the image's file and the caption's id."""
+
+    def read():
+        for number, (path, caption_id) in enumerate(rows):
+            image_id = "i" if path in ("i", "m") and name == "i" else f"{path}{number}"
+            yield number, AnnotationRow("train", path, image_id, ("a",), (caption_id,), number)
+        if malformed:
+            raise FileFormatError("a malformed row", name="row")
+
+    with pytest.raises(CusaError) as error:
+        group_rows(read(), [AnnotationFile("pairs", "{}")])
+    assert error.value.name == name
 
 
 def test_caption_ids_must_be_as_many_as_captions(tmp_path):
