@@ -66,6 +66,11 @@ class Texts(Sequence[str]):
         content = self.bytes[start:stop]
         return content.tobytes().decode()
 
+    @property
+    def n_bytes(self) -> int:
+        """Return the length of the texts in UTF-8."""
+        return int(self.offsets[-1] - self.offsets[0])
+
     def section(self, start: int, stop: int) -> Texts:
         """Return the texts from one row to before another, without copying them."""
         return Texts(self.bytes, self.offsets[start : stop + 1])

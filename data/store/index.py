@@ -24,6 +24,9 @@ from cusa.data.store.shards import ShardInfo
 from cusa.data.store.split_table import SplitTable, read_split, write_split
 from cusa.data.store.teacher_entry import TeacherEntry, read_teacher, write_teacher
 
+# Of the texts; larger indexes are written without building them in memory.
+_MAX_BYTES_IN_MEMORY = 1 << 26
+
 
 @dataclass(frozen=True)
 class Index:
@@ -225,6 +228,9 @@ def write_index(index_path: Path, index: Index) -> None:
     Raises:
         StoreError: If the disk or quota is full.
     """
+    n_bytes = 0
+    for table in index.splits.values():
+        n_bytes += sum(texts.n_bytes for texts in table.columns.values())
 
     def fill(file: h5py.File) -> None:
         file.attrs["dataset"] = index.dataset
@@ -236,7 +242,7 @@ def write_index(index_path: Path, index: Index) -> None:
         for name, entry in sorted(index.teachers.items()):
             write_teacher(teacher_groups.create_group(name), entry, index.splits)
 
-    write_sealed(index_path, INDEX_FORMAT, fill)
+    write_sealed(index_path, INDEX_FORMAT, fill, in_memory=n_bytes <= _MAX_BYTES_IN_MEMORY)
 
 
 def _stored_image_root(index_path: Path, root: Path) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from cusa.data.record_columns import Records
 from cusa.data.records import TRUTH_ARRAYS, Truth
 from cusa.data.store.hdf5 import (
+    array_location,
     child_group,
     hdf5_errors,
     read_array,
@@ -20,12 +21,14 @@ from cusa.data.store.hdf5 import (
 )
 from cusa.data.store.id_lookup import LOOKUP_COLUMNS, lookup_table
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
-from cusa.data.texts import Texts
+from cusa.data.texts import BLOCK, Texts
 
 COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
 # In UTF-8, the top two bits of a byte that continues a character are 10.
 _CONTINUATION_MASK = 0xC0
 _CONTINUATION_BITS = 0x80
+# Longer arrays are mapped.
+_READ_BYTES = 1 << 23
 
 
 def read_texts(parent: h5py.Group, name: str) -> Texts:
@@ -37,8 +40,8 @@ def read_texts(parent: h5py.Group, name: str) -> Texts:
     """
     group = child_group(parent, name)
     path = Path(group.file.filename)
-    column_bytes = read_array(group, "bytes", "|u1")
-    offsets = read_array(group, "offsets", "<i8")
+    column_bytes = _mapped_array(group, "bytes", "|u1")
+    offsets = _mapped_array(group, "offsets", "<i8")
 
     is_whole = len(offsets) and offsets[0] == 0 and offsets[-1] == len(column_bytes)
     if not is_whole or (np.diff(offsets) < 0).any():
@@ -47,17 +50,39 @@ def read_texts(parent: h5py.Group, name: str) -> Texts:
     first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
     if ((first_bytes & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
         refuse(path, group.name, "its offsets cut characters in two")
-    # Decoded all at once, as no offset cuts a character in two.
+    texts = Texts(column_bytes, offsets)
+    # Decoded in blocks, as no offset cuts a character in two.
     with hdf5_errors(path, group.name):
-        column_bytes.tobytes().decode()
-    return Texts(column_bytes, offsets)
+        for start in range(0, len(texts), BLOCK):
+            block = texts.section(start, start + BLOCK)
+            block.content().tobytes().decode()
+    return texts
 
 
 def write_texts(parent: h5py.Group, name: str, texts: Texts) -> None:
     """Write a column of texts."""
     column = parent.create_group(name)
     column.create_dataset("bytes", data=texts.content())
-    column.create_dataset("offsets", data=texts.offsets - texts.offsets[0])
+    offsets = texts.offsets
+    if offsets[0]:
+        offsets = offsets - offsets[0]
+    column.create_dataset("offsets", data=offsets)
+
+
+def _mapped_array(parent: h5py.Group, dataset_name: str, dtype: str) -> np.ndarray:
+    """Return a dataset of one dimension; a long one is mapped into memory instead of read.
+
+    Raises:
+        StoreError: As :func:`array_location`, or if the file cannot be read.
+    """
+    file_path = Path(parent.file.filename)
+    location = array_location(parent, dataset_name, dtype)
+    if location.n_bytes <= _READ_BYTES:
+        return read_array(parent, dataset_name, dtype)
+    with hdf5_errors(file_path, location.name):
+        mapped = np.memmap(file_path, location.dtype, "r", location.offset, location.shape)
+        # A plain array, whose slices are plain arrays, too.
+        return np.asarray(mapped)
 
 
 @dataclass(frozen=True)
@@ -104,7 +129,7 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
         StoreError: If a column is missing, or columns contradict each other.
     """
     columns = {name: read_texts(split_group, name) for name in COLUMNS}
-    caption_image = read_array(split_group, "caption_image", "<i8")
+    caption_image = _mapped_array(split_group, "caption_image", "<i8")
 
     n_images = len(columns["image_ids"])
     n_captions = len(columns["caption_ids"])
@@ -132,11 +157,11 @@ def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     split_group.attrs["fingerprint"] = table.fingerprint
     for name in COLUMNS:
         write_texts(split_group, name, table.columns[name])
-    split_group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
+    split_group.create_dataset("caption_image", data=np.asarray(table.caption_image, "<i8"))
     lookup_group = split_group.create_group("lookup")
     for name in LOOKUP_COLUMNS:
         entries = lookup_table(table.columns[name])
-        lookup_group.create_dataset(name, data=entries.astype("<u8"))
+        lookup_group.create_dataset(name, data=np.asarray(entries, "<u8"))
 
     if table.truth is None:
         return
