@@ -154,7 +154,7 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
 
 def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     """Write a split to a group of an index."""
-    split_group.attrs["fingerprint"] = table.fingerprint
+    write_fingerprint(split_group, table)
     for name in COLUMNS:
         write_texts(split_group, name, table.columns[name])
     split_group.create_dataset("caption_image", data=np.asarray(table.caption_image, "<i8"))
@@ -169,3 +169,8 @@ def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     for name in TRUTH_ARRAYS:
         values = getattr(table.truth, name)
         truth_group.create_dataset(name, data=values.astype("<i8"))
+
+
+def write_fingerprint(split_group: h5py.Group, table: SplitTable) -> None:
+    """Write what the index of a part has of a split, whose texts are in another file."""
+    split_group.attrs["fingerprint"] = table.fingerprint
