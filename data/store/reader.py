@@ -66,7 +66,7 @@ class EmbeddingStore:
         if is_remote(self.path):
             raise StoreError(
                 f"{location_text(self.path)} is in an object store, and a store is read from a "
-                "disk; copy it to one (a set of tars may stay, but this command takes stores alone)",
+                "disk; copy it to one (sets of tars may stay, but this command takes stores alone)",
                 path=self.path,
             )
         if not self.path.exists():
