@@ -38,7 +38,8 @@ SCENARIOS = ("cpu", "actor", "node", "driver", "random")
 
 def raylets() -> set[int]:
     """The processes of Ray's nodes on this machine."""
-    return {process.pid for process in psutil.process_iter() if process.name() == "raylet"}
+    processes = psutil.process_iter(["name"])
+    return {process.pid for process in processes if process.info["name"] == "raylet"}
 
 
 @dataclass
@@ -96,9 +97,10 @@ class Watch:
         """Kill an actor or the driver, and remember which files stood."""
         for path in self.folder.glob("*/[!.]*.h5"):
             self.stood[str(path)] = path.stat().st_ino
-        target = self.driver if victim == "driver" else random.choice(self.actors())
-        self.kills[victim] += 1
-        target.kill()
+        targets = [self.driver] if victim == "driver" else self.actors()
+        if targets:
+            random.choice(targets).kill()
+            self.kills[victim] += 1
 
     def end(self) -> int:
         """Wait for the end, and until Ray has gone; the status."""
@@ -240,10 +242,10 @@ class Bench:
                 wait_until = time.monotonic() + random.expovariate(1 / 6)
                 is_running = watch.until(lambda at=wait_until: time.monotonic() > at)
                 victim = "driver" if random.random() < 1 / 8 else "actor"
-                if is_running and (victim == "driver" or watch.actors()):
+                if is_running:
                     watch.kill(victim)
-                    if victim == "driver":
-                        break
+                if watch.kills["driver"]:
+                    break
             status = watch.end()
             if watch.kills["driver"]:
                 status = self.again(watch)
