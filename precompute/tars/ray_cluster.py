@@ -12,7 +12,7 @@ import pickle
 import queue
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,5 +282,9 @@ def _with_room(
             name="device",
         )
     if device == "cuda":
-        cores = max(1, n_cpus // n_gpus)
+        cores = min(_cores_of_gpu(node) for node in resources if node.get("GPU", 0))
     return RayCluster(ray, device, cores, n_actors)
+
+
+def _cores_of_gpu(resources: Mapping[str, float]) -> int:
+    return max(1, int(resources.get("CPU", 0) // resources["GPU"]))
