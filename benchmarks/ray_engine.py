@@ -244,9 +244,10 @@ class Bench:
                 if watch.kills["driver"]:
                     break
             status = watch.end()
-            if watch.kills["driver"]:
+            is_stopped = status != 0 and not watch.kills["driver"]
+            if status:
                 status = self.again(watch)
-            verdict = self.verdict(watch, status)
+            verdict = {**self.verdict(watch, status), "is_stopped": is_stopped}
             victims.update(watch.kills)
             if watch.kills:
                 verdicts.append(verdict)
@@ -255,6 +256,8 @@ class Bench:
             "kills": dict(victims),
             "runs": len(verdicts),
             "identical": sum(bool(verdict["identical"]) for verdict in verdicts),
+            # By actors that ended five times with one tar.
+            "stopped": sum(bool(verdict["is_stopped"]) for verdict in verdicts),
             "wrong": [verdict for verdict in verdicts if not verdict["identical"]],
             "most_tars_that_stood_made_again": max(
                 (int(str(verdict["tars_that_stood_made_again"])) for verdict in verdicts), default=0
