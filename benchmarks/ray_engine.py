@@ -2,7 +2,7 @@
 what actors cost.
 
     python benchmarks/ray_engine.py --kills 50 --out benchmarks/results/ray_engine.json
-    python benchmarks/ray_engine.py --kills 0 --dataset tars/ --caption json:caption \
+    python benchmarks/ray_engine.py --kills 0 --dataset tars/ --caption json:captions \
         --teacher efficientnet-lite0 --teacher minilm --out benchmarks/results/ray_engine_real.json
 
 First both engines go over the tars undisturbed on one core, for the CPU seconds of the local
