@@ -35,7 +35,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cusa.cli.console import quiet_libraries
-from cusa.data.records import fingerprint
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import ShardHeader, write_shard
 from cusa.data.tars.manifest import write_manifest
@@ -102,7 +101,7 @@ def make_set(folder: Path, store: EmbeddingStore, n_tars: int) -> TarSet:
         pairs = read_pairs_of_tar(path, "txt", may_be_damaged=False)
         for teacher, settings in store.teachers.items():
             header = ShardHeader(
-                teacher, pairs.name, fingerprint(pairs.records), 0, stop - start, settings
+                teacher, pairs.name, pairs.records.fingerprint, 0, stop - start, settings
             )
             rows = store[teacher, "train"][start:stop]
             write_shard(set_folder, f"{teacher}/{pairs.name}.h5", header, rows, [])

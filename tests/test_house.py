@@ -27,7 +27,7 @@ INNER_IMPORTS = {
     "data/foreign": {"data"},
     "data/objects": {"data"},
     "data/readers": {"data"},
-    "data/store": {"data", "data/foreign"},
+    "data/store": {"data", "data/foreign", "data/objects"},
     "data/tars": {"data", "data/objects", "data/store"},
     "precompute": {"precompute/teachers"},
     "precompute/tars": {"precompute", "precompute/teachers"},

@@ -105,7 +105,7 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
         val_embeddings=data.val_embeddings and _absolute(data.val_embeddings),
         image_root=data.image_root and absolute_location(data.image_root),
         val_image_root=data.val_image_root and _absolute(data.val_image_root),
-        cache=data.cache and _absolute(data.cache),
+        cache=data.cache and absolute_location(data.cache),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cusa.data.errors import CusaError, ObjectError, SettingError, StoreError
 from cusa.data.files import scratch_folder
-from cusa.data.objects.folder import Folder, folder_at, location_text
+from cusa.data.objects.folder import Folder, folder_at, is_remote, location_text
 from cusa.data.store.checksum import SHARD_FORMAT
 from cusa.data.store.schema import file_name
 from cusa.data.tars.cache_entry import CacheEntry, remove_unused
@@ -226,6 +226,12 @@ class TarCache:
 
 
 def _make_folder(folder: Path) -> None:
+    if is_remote(folder):
+        raise SettingError(
+            f"data.cache is {location_text(folder)}, and copies are kept on this machine; name a "
+            "folder of it",
+            name="data.cache",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from io import BufferedReader
 from operator import attrgetter
 from pathlib import Path
@@ -15,7 +15,8 @@ import numpy as np
 
 from cusa.data.errors import CusaError, SettingError
 from cusa.data.parsing import parse_json
-from cusa.data.records import Record, fingerprint
+from cusa.data.record import Record
+from cusa.data.record_columns import Records
 from cusa.data.tars.samples import (
     FileState,
     TarError,
@@ -56,15 +57,10 @@ class TarPairs:
     sha256: str
     caption_rule: str
     is_complete: bool
-    records: tuple[Record, ...]
+    records: Records
     image_offsets: np.ndarray
     image_sizes: np.ndarray
     left_out: tuple[tuple[str, str], ...]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 (hex) over keys and captions, which files of pairs and of rows carry."""
-        return fingerprint(self.records)
 
     @property
     def n_bytes(self) -> int:
@@ -124,7 +120,7 @@ def read_pairs_of_tar(
         sha256=sha256,
         caption_rule=caption_rule,
         is_complete=contents.damage is None,
-        records=tuple(collected.records),
+        records=Records.from_records(collected.records),
         image_offsets=collected.image_column("offset"),
         image_sizes=collected.image_column("size"),
         left_out=tuple(collected.left_out),

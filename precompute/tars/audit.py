@@ -145,7 +145,6 @@ def _embed(
         return recorded.embed_images(
             (images.path(name, row), images.read(name, row)) for row in rows
         )
-    captions: list[tuple[str, str]] = []
-    for record in tar_pairs.records:
-        captions.extend(zip(record.captions, record.caption_ids, strict=True))
-    return recorded.embed_captions(list(map(captions.__getitem__, rows)))
+    captions = tar_pairs.records.captions
+    caption_ids = tar_pairs.records.caption_ids
+    return recorded.embed_captions([(captions[row], caption_ids[row]) for row in rows])
