@@ -64,9 +64,9 @@ def resolve(
         student = replace(student, init=_absolute(student.init))
     if Path(student.name).is_dir():
         student = replace(student, name=_absolute(student.name))
+    data = _with_names(data, "teacher", teachers)
+    data = replace(_with_absolute_paths(data), val_split=val_split)
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
-    data = _with_absolute_paths(_with_names(data, "teacher", teachers))
-    data = replace(data, val_split=val_split)
     return replace(config, data=data, student=student), provenance
 
 
@@ -172,8 +172,10 @@ def make_student(
     if config.student.init is not None and begun_in is None:
         return _initial_student(Path(config.student.init), config, provenance)
     if config.student.name == "adapter":
-        dims = [provenance.encoders[modality].settings.dim for modality in _MODALITIES]
-        return MadeStudent(adapter_student(config.student, *dims), None, None)
+        image_dim = provenance.encoders["image"].settings.dim
+        text_dim = provenance.encoders["text"].settings.dim
+        adapter = adapter_student(config.student, image_dim, text_dim)
+        return MadeStudent(adapter, processors=None, backbone=None)
     if begun_in is not None and not (begun_in / "config.json").is_file():
         raise RunError(
             f"{begun_in} lacks the student's config.json; restore it, or train again in another "

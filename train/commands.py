@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cusa.data.datasets import KNOWN_SIZES
 from cusa.data.errors import SettingError
+from cusa.data.objects.folder import location_text
 from cusa.data.shell import shell_command
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.tars.verify import holds_set
@@ -101,15 +102,29 @@ def evaluated_store(config: Config) -> EmbeddingStore:
         SettingError: If it is a set of tars, which has no split to evaluate on.
         StoreError: If the store cannot be read.
     """
-    path = config.data.val_embeddings or config.data.embeddings
-    if holds_set(Path(path)):
+    path = _evaluated_path(config)
+    if holds_set(path):
         raise SettingError(
-            f"{path} is a set of tars, which has no split to evaluate on; name a store of other "
-            "pairs with --val-embeddings, or evaluate the run on one: cusa-eval --run RUN "
-            "--embeddings STORE",
+            f"{location_text(path)} is a set of tars, which has no split to evaluate on; name a "
+            "store of other pairs with --val-embeddings, or evaluate the run on one: cusa-eval "
+            "--run RUN --embeddings STORE",
             name="report",
         )
     return EmbeddingStore(path)
+
+
+def has_split_to_measure(run_dir: Path) -> bool:
+    """Return whether a run names a store to evaluate it on, rather than only a set of tars.
+
+    Raises:
+        CusaError: If the run cannot be read.
+    """
+    config, _ = load_run(run_dir)
+    return not holds_set(_evaluated_path(config))
+
+
+def _evaluated_path(config: Config) -> Path:
+    return Path(config.data.val_embeddings or config.data.embeddings)
 
 
 def _best_split(

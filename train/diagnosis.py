@@ -56,7 +56,8 @@ def _faulty_pairs(step: TrainStep, batch: Batch) -> Tensor:
     # The step kept no features, so encode again.
     image, text = step.encode(batch)
     features = torch.cat([*image, *text], dim=1)
-    return ~torch.isfinite(features).all(dim=1)
+    is_finite = torch.isfinite(features).all(dim=1)
+    return ~is_finite
 
 
 def named_images(rows: Tensor, image_ids: Sequence[str]) -> str:

@@ -108,11 +108,13 @@ class RunKeeper:
         step = self._progress.step
         # Each process draws its own dropout masks.
         random_states = self._processes.everyones(self._state.random_states())
-        if self._processes.leads and (is_validated or step != self.saved_step):
+        is_new = is_validated or step != self.saved_step
+        if is_new and self._processes.leads:
             self._write_checkpoint(scores or {}, random_states)
             self._save_session()
         # Only the leading process knows whether the write succeeded.
-        self.saved_step = self._processes.everyones(self.saved_step)[0]
+        saved_steps = self._processes.everyones(self.saved_step)
+        self.saved_step = saved_steps[0]
         self._saved_at = time.monotonic()
 
     def _write_checkpoint(
@@ -147,8 +149,9 @@ class RunKeeper:
     def save_best(self, scores: Mapping[str, float]) -> bool:
         """Save the student as the best one so far; return whether that succeeded."""
         origin = self._origin(scores)
+        weights_file = self._best_folder / WEIGHTS_FILE
         try:
-            save_student(self._best_folder / WEIGHTS_FILE, self._setup.step.student, origin)
+            save_student(weights_file, self._setup.step.student, origin)
             write_card(self._best_folder, origin)
         except OSError as error:
             moment = self._setup.length.moment(self._progress.step)

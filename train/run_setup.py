@@ -104,7 +104,8 @@ def set_up_run(
     # Seed before anything is drawn: first the heads' weights, later dropout masks.
     torch.manual_seed(resolved.train.seed)
     with enough_memory(_SMALLER_STUDENT, "student.hidden_dim"):
-        initial = make_student(resolved, provenance, _student_folder(run_dir, resumed))
+        begun_in = _student_folder(run_dir, resumed)
+        initial = make_student(resolved, provenance, begun_in)
         provenance = _with_beginning(provenance, initial, resumed)
         data = open_training_data(
             store, val_store or store, resolved, provenance, initial.processors, processes

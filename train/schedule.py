@@ -42,7 +42,8 @@ def learning_rate(
         return min(optim.lr, warmup_rate)
     progress = min(1.0, (time - warmup) / duration)
     cosine = math.cos(math.pi * progress)
-    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + cosine) / 2
+    above_min = (optim.lr - optim.min_lr) * (1 + cosine) / 2
+    return optim.min_lr + above_min
 
 
 def _times(

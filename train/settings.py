@@ -119,7 +119,7 @@ def validate(cls: type[T], values: Any) -> T:
         raise _setting_error(cls, error, "setting ") from None
     except RecursionError:
         raise SettingError(
-            "the settings are nested too deeply; expected sections with settings below them",
+            "the settings are nested too deeply; expected sections with settings below them"
         ) from None
 
 
@@ -184,14 +184,15 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
         fields = schema.get("properties")
         if fields is None:  # within a list
             break
-        section = names[:]
+        section = names.copy()
         name = str(step)
         # pydantic names a positional argument by its number.
         if not kind and not names and isinstance(step, int) and step < len(fields):
             name = list(fields)[step]
         names.append(name)
         if name not in fields:
-            legal = ", ".join(".".join([*section, field]) for field in fields)
+            legal_names = [".".join([*section, field]) for field in fields]
+            legal = ", ".join(legal_names)
             full_name = ".".join(names)
             return SettingError(f"unknown setting {full_name}; legal: {legal}", name=full_name)
         schema = fields[name]

@@ -53,8 +53,12 @@ def _rows_below(
         if "properties" in field:
             yield from _rows_below(default, field, f"{prefix}{name}.", description)
             continue
-        text = _as_yaml(default)
-        yield SettingRow(f"{prefix}{name}", text, legal_values(field), description)
+        yield SettingRow(
+            name=f"{prefix}{name}",
+            default=_as_yaml(default),
+            legal=legal_values(field),
+            description=description,
+        )
 
 
 def _as_yaml(value: Any) -> str:

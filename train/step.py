@@ -134,7 +134,8 @@ def prepare_step(
     # Scale the difference: some memory, such as autocast's copies of the weights, is needed once
     # for any number of pairs.
     bytes_of_more = (bytes_of_four - bytes_of_two) * (pairs_at_a_time - 2) // 2
-    return Footprint(_freeze_unused(step), bytes_of_two + bytes_of_more)
+    state_bytes = _freeze_unused(step)
+    return Footprint(state_bytes, bytes_of_two + bytes_of_more)
 
 
 def _freeze_unused(step: TrainStep) -> int:
@@ -192,10 +193,12 @@ def make_optimizer(
     decayed: dict[str, nn.Parameter] = {}
     not_decayed: dict[str, nn.Parameter] = {}
     for name, parameter in step.named_parameters():
-        if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2
-            group = decayed if is_matrix else not_decayed
-            group[name] = parameter
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim >= 2:
+            decayed[name] = parameter
+        else:
+            not_decayed[name] = parameter
     optim = config.optim
     groups = [
         {"params": [*decayed.values()], "weight_decay": optim.weight_decay},

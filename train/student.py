@@ -108,7 +108,9 @@ def _heads(feature_dim: int, embed_dim: int) -> nn.ModuleDict:
 
 
 def _both_heads(heads: nn.ModuleDict, features: torch.Tensor) -> Features:
-    return Features(*(heads[head_name](features) for head_name in HEADS))
+    cross = heads["cross"](features)
+    uni = heads["uni"](features)
+    return Features(cross, uni)
 
 
 def adapter_student(

@@ -178,7 +178,8 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
     for cell in cells:
         scores = _read_scores(folder / cell.name)
         runs.append({"run": cell.name, **cell.values, "val": scores})
-        scores_by_values.setdefault(cell.without_seed, []).append(scores)
+        scores_of_row = scores_by_values.setdefault(cell.without_seed, [])
+        scores_of_row.append(scores)
 
     rows = []
     for shared_values, run_scores in scores_by_values.items():

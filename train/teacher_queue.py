@@ -50,11 +50,13 @@ class TeacherQueue(nn.Module):
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        is_whole = isinstance(size, int) and not isinstance(size, bool)
+        if not is_whole or size < 1:
             raise SettingError(f"size must be a whole number from 1, got {size!r}", name="size")
         self.gather = gather
         self._group = group
-        self.register_buffer("caption_rows", torch.full((size,), _EMPTY))
+        empty_slots = torch.full((size,), _EMPTY)
+        self.register_buffer("caption_rows", empty_slots)
         self.register_buffer("next_slot", torch.tensor(0))
 
     def candidates(

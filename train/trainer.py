@@ -101,10 +101,12 @@ class Trainer:
     def finished(self) -> bool:
         """Return whether the last step is validated, or patience has run out since the best one."""
         progress = self.progress
+        patience = self.setup.config.train.patience
         if progress.validated_step >= self.setup.length.total:
             return True
-        patience = self.setup.config.train.patience
-        return patience is not None and progress.validations_since_best >= patience
+        if patience is None:
+            return False
+        return progress.validations_since_best >= patience
 
     def fit(
         self,
@@ -127,14 +129,15 @@ class Trainer:
         if processes.leads:
             self._reporters = reporters
         self._check_stop = check_stop
-        # Only the leading process takes the lock; all_or_none tells the others if it fails.
-        with closing(self._worker_pool()) as pool, ExitStack() as run_lock:
+        with ExitStack() as contexts:
+            pool = contexts.enter_context(closing(self._worker_pool()))
+            # Only the leading process takes the lock; all_or_none tells the others if it fails.
             with processes.all_or_none():
                 if processes.leads:
-                    run_lock.enter_context(FolderLock(setup.run_dir))
-            run_lock.enter_context(report_end(self._reporters))
+                    contexts.enter_context(FolderLock(setup.run_dir))
+            contexts.enter_context(report_end(self._reporters))
             self._begin()
-            batches = run_lock.enter_context(closing(self._batches(pool)))
+            batches = contexts.enter_context(closing(self._batches(pool)))
             while not self.finished:
                 next_validation = setup.length.next_validation(self.progress)
                 self._train_to(next_validation, batches)
@@ -233,9 +236,11 @@ class Trainer:
             return why_not_finite(setup.step, batch, terms, image_ids, step_number)
 
         self.progress.step = step_number
-        is_logged = step_number == 1 or step_number % setup.config.train.log_every == 0
+        is_due = step_number % setup.config.train.log_every == 0
+        is_logged = is_due or step_number == 1
         if is_logged and setup.processes.leads:
-            self._report(self._figures.measure(terms, rate))
+            metrics = self._figures.measure(terms, rate)
+            self._report(metrics)
         return ""
 
     def _report(self, metrics: dict[str, Any]) -> None:

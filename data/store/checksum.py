@@ -258,7 +258,7 @@ def _require_equal(seal: str, expected: str, file_path: Path, file_format: str) 
         problem = "was replaced after the store was opened"
         advice = "open it again"
     else:
-        problem = "is not the shard that the index names"
+        problem = "is intact, but not the file that the store or set names"
         advice = "move it away and run the cusa-precompute command again"
     message = (
         f"{file_path} {problem} (its checksum is {seal[:12]}, expected {expected[:12]}); {advice}"

@@ -47,10 +47,12 @@ def open_tar_pairs(
         every_teacher = tuple(tar_set.manifest.teachers)
         inputs = TarFileInputs(processors, config.data.normalizer, every_teacher)
     teachers = _names(provenance.teachers)
+    teachers_read = rows_read(teachers, inputs)
+    source = _source(tar_set, config.data, teachers_read, inputs.reads_images)
     n_at_once = config.data.window * config.data.streams
-    source = _source(tar_set, config.data, rows_read(teachers, inputs), inputs.reads_images)
     pairs = TarSetPairs(source.files, inputs, teachers, n_at_once + _MORE_OPEN)
-    supply = TarSupply(pairs, tuple(tar_set.manifest.names), source, n_at_once)
+    tar_names = tuple(tar_set.manifest.names)
+    supply = TarSupply(pairs, tar_names, source, n_at_once)
     return pairs, supply
 
 
@@ -69,7 +71,8 @@ def _source(
     locations = [tar_set.path]
     if reads_images and tar_set.image_root is not None:
         locations.append(tar_set.image_root)
-    if data.cache is None and not any(map(is_remote, locations)):
+    any_is_remote = any(map(is_remote, locations))
+    if data.cache is None and not any_is_remote:
         return InPlace(tar_set, teachers, reads_images)
     folder = None
     if data.cache is not None:
@@ -79,7 +82,8 @@ def _source(
 
 
 def _require_image_root(tar_set: TarSet) -> None:
-    folder = tar_set.tar_path(tar_set.manifest.names[0]).parent
+    first_tar = tar_set.manifest.names[0]
+    folder = tar_set.tar_path(first_tar).parent
     if not is_remote(folder) and not folder.is_dir():
         raise DataError(
             f"folder {folder} of the tars does not exist; pass --image-root",
