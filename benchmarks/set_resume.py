@@ -22,6 +22,9 @@ from typing import Any
 import click
 from set_order import RANKS, step_cost
 
+from cusa.cli.train import main as train
+from cusa.data.tars.tar_set import TarSet
+
 from timing import machine
 
 SMOKE = ("{set} --set student.hidden_dim=8 --batch-size 2 --rounds 1 --cost-tars 40",)
@@ -44,21 +47,15 @@ main(sys.argv[1:])
 """
 
 
-def run_python(arguments: list[str]) -> str:
-    """What a new interpreter prints."""
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(done.stderr)
-    return done.stdout
-
-
 def first_step(run_dir: Path, n_steps: int) -> tuple[float, float]:
     """CPU seconds and seconds from the start of a resumed run to its first step."""
     options = ["--resume", "--run-dir", str(run_dir), "--steps", str(n_steps + 1)]
-    output = run_python(["-c", FIRST_STEP, *options])
-    line = next(line for line in output.splitlines() if line.startswith("cost"))
-    cpu_s, clock_s = map(float, line.split()[1:])
+    command = [sys.executable, "-c", FIRST_STEP, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("cost")]
+    if not lines:
+        raise click.ClickException(done.stderr)
+    cpu_s, clock_s = map(float, lines[0].split()[1:])
     return cpu_s, clock_s
 
 
@@ -88,8 +85,9 @@ def cost_of_run(arguments: list[str], epoch_steps: int, rounds: int) -> dict[str
         steps = {name: max(1, int(share * epoch_steps)) for name, share in SHARES.items()}
         for name, n_steps in steps.items():
             run_dir = str(Path(folder) / name)
-            options = [*arguments, "--steps", str(n_steps), "--run-dir", run_dir]
-            run_python(["-m", "cusa.train", *options])
+            train(
+                [*arguments, "--steps", str(n_steps), "--run-dir", run_dir], standalone_mode=False
+            )
         for _ in range(rounds):
             for name, n_steps in steps.items():
                 cpu_s, clock_s = first_step(Path(folder) / name, n_steps)
@@ -122,8 +120,6 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure and print."""
-    from cusa.data.tars.tar_set import TarSet
-
     manifest = TarSet(tar_set).manifest
     epoch_steps = int(manifest.n_trainable(manifest.teachers).sum()) // batch_size
     arguments = ["--embeddings", str(tar_set), "--student", student, "--workers", "0"]

@@ -117,9 +117,9 @@ def read_samples(tar_path: Path) -> TarContents:
     return TarContents(usable, unusable, damage, reader.state)
 
 
-def state_of_file(descriptor: int) -> FileState:
-    """Return the state of an open file."""
-    status = os.fstat(descriptor)
+def state_of_file(file: int | Path) -> FileState:
+    """Return the state of an open file, given its descriptor, or of the file at a path."""
+    status = os.stat(file)
     return status.st_size, status.st_mtime_ns
 
 

@@ -1,5 +1,6 @@
 """Batches of a tar set: equal to those of a store of the same pairs, whoever reads them."""
 
+import os
 import pickle
 from contextlib import closing
 
@@ -9,6 +10,7 @@ import torch
 
 from cusa.data.errors import ImageError, StoreError
 from cusa.data.images import load_image
+from cusa.data.tars.open_tar import require_unchanged
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
@@ -166,6 +168,31 @@ def test_a_changed_tar_is_named_where_pictures_are_read(tmp_path, tar_set, chang
     with pytest.raises(TarError) as caught:
         InPlace(tar_set, TEACHERS, reads_images=True).bring("00003")
     assert fault_of(caught.value) == Fault(TarError, path, name="00003")
+
+
+def test_all_bytes_of_a_tar_are_verified_once_and_again_when_it_was_written_to(
+    tmp_path, tar_set, monkeypatch
+):
+    verified = []
+
+    def noting(path, *arguments):
+        verified.append(path)
+        require_unchanged(path, *arguments)
+
+    monkeypatch.setattr("cusa.data.tars.tar_set.require_unchanged", noting)
+    path = tmp_path / "tars" / "00003.tar"
+    place = InPlace(tar_set, TEACHERS, reads_images=True)
+    place.bring("00003")
+    place.bring("00003")
+    assert verified == [path]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
+    for _ in range(2):
+        with pytest.raises(TarError):
+            place.bring("00003")
+    assert verified == [path] * 3
 
 
 class Greys:
