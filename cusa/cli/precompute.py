@@ -139,9 +139,9 @@ def _refuse_given(context: click.Context, names: Collection[str], subject: str) 
 )
 @click.option(
     "--caption",
-    metavar="txt|json:FIELD",
-    help="Tars: where captions are, the samples' .txt files or a field of their .json files.  "
-    "[default: txt]",
+    metavar="txt|json:FIELD|parquet:COLUMN",
+    help="Tars: where captions are, the samples' .txt files or a field of their .json files; of "
+    "Parquet files, a column.  [default: txt, or parquet:caption]",
 )
 @click.option(
     "--on-tar",

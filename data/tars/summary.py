@@ -16,6 +16,7 @@ from cusa.data.tars.manifest import Manifest, TarRows, read_manifest
 from cusa.data.tars.pairs import name_of_tar
 from cusa.data.tars.paths import expand_tars
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
+from cusa.data.tars.units import unit_suffix
 
 
 def summarize_set(location: str | Path) -> dict[str, Any]:
@@ -87,10 +88,13 @@ def _tars_without_rows(
 ) -> list[str] | None:
     """Return the tars beside those of the set; ``None`` if their folder is not there."""
     image_root = manifest.image_root
-    if not is_remote(image_root) and not os.path.isdir(image_root):
-        return None
-    try:
-        tars = expand_tars([image_root])
-    except CusaError:
+    suffix = unit_suffix(manifest.caption_rule)
+    tars = list(Path(image_root).glob(f"[!.]*{suffix}"))
+    if is_remote(image_root):
+        try:
+            tars = expand_tars([f"{image_root}/*{suffix}"])
+        except CusaError:
+            return None
+    elif not os.path.isdir(image_root):
         return None
     return sorted(set(map(name_of_tar, tars)).difference(manifest.names, files.tars()))
