@@ -189,7 +189,9 @@ def main(context: click.Context, only_plan: bool, **options: Any) -> None:
     if are_tars(options["dataset"]):
         _precompute_tars(context, only_plan, options)
         return
-    _refuse_given(context, _ONLY_TARS, "this data set, only to WebDataset tars")
+    _refuse_given(
+        context, _ONLY_TARS, "this data set, only to WebDataset tars and patterns of Parquet files"
+    )
     for name in _ONLY_TARS:
         del options[name]
     from cusa.cli.precompute_output import print_outcome, print_plan

@@ -90,7 +90,8 @@ def read_pairs_of_unit(
 
     Raises:
         TarError: If the file cannot be read, or is damaged and may not be.
-        SettingError: If the caption rule is not legal.
+        DataError: If no column, or more than one, could be the images.
+        SettingError: If the caption rule is not legal, or the file has no such column.
     """
     if is_parquet(caption_rule):
         return _read_pairs_of_parquet(path, caption_rule, may_be_damaged)
@@ -107,11 +108,11 @@ def _read_pairs_of_parquet(
     caption_column = caption_rule.removeprefix(PARQUET_CAPTIONS)
     names = file.schema_arrow.names
     if caption_column not in names:
-        raise TarError(
+        raise SettingError(
             f"{path} has no column {caption_column!r}; pass --caption {PARQUET_CAPTIONS}COLUMN, "
             f"one of: {', '.join(names)}",
             path=path,
-            name=caption_column,
+            name="caption",
         )
     samples = _Samples(path, image_column(file, path), caption_column, key_column(names))
     samples.read(file)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cusa.data.errors import first_line
+from cusa.data.errors import DataError, first_line
 from cusa.data.readers.extras import import_extra
 from cusa.data.tars.samples import TarError
 
@@ -44,7 +44,7 @@ def image_column(
         path: The file, as errors name it.
 
     Raises:
-        TarError: If there is none, or more than one could be meant.
+        DataError: If there is none, or more than one could be meant.
     """
     candidates: list[str] = []
     for column in file.schema_arrow:
@@ -57,7 +57,7 @@ def image_column(
         problem = "no column holds the bytes of images"
         if candidates:
             problem = f"the columns {', '.join(candidates)} could each be the images"
-        raise TarError(
+        raise DataError(
             f"{path}: {problem}; write a column 'image' of bytes, or of {{bytes, path}}",
             path=path,
             name="image",

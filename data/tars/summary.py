@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import compress
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cusa.data.errors import CusaError
-from cusa.data.objects.folder import is_remote
+from cusa.data.errors import CusaError, DataError, SettingError
+from cusa.data.objects.folder import is_remote, location_text
 from cusa.data.tars.manifest import Manifest, TarRows, read_manifest
 from cusa.data.tars.pairs import name_of_tar
 from cusa.data.tars.paths import expand_tars
@@ -51,6 +52,37 @@ def summarize_set(location: str | Path) -> dict[str, Any]:
         "tars_without_rows": _tars_without_rows(manifest, files),
         "teachers": teachers,
     }
+
+
+def require_tars_of(
+    manifest: Manifest,
+    location: Path,
+    tars: Sequence[Path],
+) -> None:
+    """Refuse tars that are not those of a set; others than the set's may be among them.
+
+    Args:
+        manifest: The set's manifest.
+        location: Path or URL of the folder of the set, as errors name it.
+        tars: The tars.
+
+    Raises:
+        SettingError: If none of the set is among them.
+        DataError: If one of the set is not there.
+    """
+    suffix = unit_suffix(manifest.caption_rule)
+    own_files = {f"{name}{suffix}" for name in manifest.names}
+    own_tars = [tar for tar in tars if tar.name in own_files]
+    if not own_tars:
+        raise SettingError(
+            f"--dataset names no {suffix} of {location_text(location)}; pass those that its rows "
+            "were made from",
+            path=location,
+            name="dataset",
+        )
+    for tar in own_tars:
+        if not is_remote(tar) and not tar.is_file():
+            raise DataError(f"{tar} does not exist; check --dataset", path=tar, name=tar.stem)
 
 
 def _teacher_summary(

@@ -153,14 +153,15 @@ def test_of_a_file_with_a_damaged_page_the_rows_before_it_are_kept(tmp_path):
 
 def test_columns_that_are_not_there_are_named(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", rows_of(range(2)))
-    with pytest.raises(TarError) as caught:
-        read_pairs_of_unit(path, "parquet:words", False)
-    assert caught.value.name == "words"
+    with pytest.raises(SettingError) as caught:
+        read_pairs_of_unit(path, "parquet:words", True)
+    assert (caught.value.name, caught.value.path) == ("caption", path)
     paths_alone = [{"image": "a.jpg", "caption": "a"}]
     several = [{"left": b"a", "right": b"b", "caption": "a"}]
     for rows in (paths_alone, several):
-        with pytest.raises(TarError) as caught:
-            read_pairs_of_unit(write_parquet(path, rows), RULE, False)
+        with pytest.raises(DataError) as caught:
+            read_pairs_of_unit(write_parquet(path, rows), RULE, True)
+        assert type(caught.value) is DataError
         assert caught.value.name == "image"
 
 
@@ -184,7 +185,7 @@ def test_captions_that_are_no_unicode_are_damage(tmp_path):
     [
         (["--caption", "txt"], SettingError, "caption"),
         (["--caption", "parquet:"], SettingError, "caption"),
-        (["--caption", "parquet:words"], TarError, "words"),
+        (["--caption", "parquet:words", "--on-tar", "skip"], SettingError, "caption"),
         (["--dataset", "more.tar"], DataError, "dataset"),
     ],
 )
