@@ -28,7 +28,7 @@ INNER_IMPORTS = {
     "data/objects": {"data"},
     "data/readers": {"data"},
     "data/store": {"data", "data/foreign", "data/objects"},
-    "data/tars": {"data", "data/objects", "data/store"},
+    "data/tars": {"data", "data/objects", "data/readers", "data/store"},
     "precompute": {"precompute/teachers"},
     "precompute/tars": {"precompute", "precompute/teachers"},
     "precompute/teachers": set(),

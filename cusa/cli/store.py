@@ -281,10 +281,12 @@ def index(folder: Path, dataset: tuple[str, ...], processes: int) -> None:
     from cusa.data.tars.manifest_building import build_manifest
     from cusa.data.tars.origin import record_origin
     from cusa.data.tars.paths import common_folder, expand_tars
+    from cusa.data.tars.summary import require_tars_of
 
     tars = expand_tars(dataset) if dataset else []
     manifest = build_manifest(folder, processes=processes)
     if tars:
+        require_tars_of(manifest, folder, tars)
         image_root = record_origin(folder, common_folder(tars), {}).image_root
         manifest = replace(manifest, image_root=image_root)
     write_manifest(folder, manifest)

@@ -77,7 +77,7 @@ class EmbeddingStore:
         if self.path.is_dir():
             raise StoreError(
                 f"{path} is a folder, and a store is a file NAME.h5; pass that (a set of tars is a "
-                "folder, but this command takes stores alone)",
+                "folder with set.h5 or pairs/, but some commands take stores alone)",
                 path=self.path,
             )
         self._seal = read_seal(self.path, INDEX_FORMAT)

@@ -25,6 +25,7 @@ from cusa.data.tars.samples import (
     read_samples,
     state_of_file,
 )
+from cusa.data.tars.units import UNIT_SUFFIXES
 
 # In the order of preference, as a sample may have several.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "tif", "ppm", "jxl", "avif")
@@ -172,8 +173,10 @@ class _Pairs:
 
 
 def name_of_tar(tar_path: Path) -> str:
-    """Return a tar's name without ``.tar``."""
-    return tar_path.name.removesuffix(".tar")
+    """Return a tar's name without ``.tar``, or that of a Parquet file without ``.parquet``."""
+    if tar_path.suffix in UNIT_SUFFIXES:
+        return tar_path.stem
+    return tar_path.name
 
 
 def _image_of(sample: TarSample) -> TarMember:
@@ -205,7 +208,7 @@ def caption_reader(rule: str) -> ReadCaptions:
     if rule == TEXT_CAPTIONS:
         return _caption_of_text
     raise SettingError(
-        f"--caption {rule!r}: legal are txt and json:FIELD, such as json:caption",
+        f"--caption {rule!r}: of tars, legal are txt and json:FIELD, such as json:caption",
         name="caption",
     )
 
@@ -217,7 +220,7 @@ def _caption_of_text(
     if "txt" not in sample.members:
         raise TarError(f"sample {sample.key!r} has no file .txt", name=sample.key)
     text = _decoded(read_member(sample.members["txt"]), sample.key)
-    return _with_words([text], sample.key)
+    return captions_with_words([text], sample.key)
 
 
 def _captions_of_json(
@@ -238,11 +241,15 @@ def _captions_of_json(
     if not captions or not all(isinstance(caption, str) for caption in captions):
         message = f"field {json_field!r} of the .json of sample {sample.key!r} is no caption"
         raise TarError(message, name=sample.key)
-    return _with_words(captions, sample.key)
+    return captions_with_words(captions, sample.key)
 
 
-def _with_words(captions: Sequence[str], sample_key: str) -> list[str]:
-    """Return the captions without the space around them; refuse a sample of blank ones."""
+def captions_with_words(captions: Sequence[str], sample_key: str) -> list[str]:
+    """Return the captions without the space around them, and without blank ones.
+
+    Raises:
+        TarError: If none has words, or one holds a NUL.
+    """
     with_words = list(filter(None, map(str.strip, captions)))
     if not with_words:
         raise TarError(f"the caption of sample {sample_key!r} is blank", name=sample_key)

@@ -13,6 +13,7 @@ from cusa.data.store.shards import ShardHeader
 from cusa.data.tars.pairs import TarPairs
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.tars.images import TarImages
+from cusa.precompute.tars.parquet_images import images_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TarBlock:
     @cached_property
     def images(self) -> TarImages:
         """The images of the data set."""
-        return TarImages(self.pairs)
+        return images_of(self.pairs)
 
     def tasks(
         self,

@@ -10,7 +10,8 @@ from typing import Literal
 from cusa.data.objects.folder import location_text
 from cusa.data.records import Dataset
 from cusa.data.tars.pair_files import write_pairs
-from cusa.data.tars.pairs import TarPairs, name_of_tar, read_pairs_of_tar
+from cusa.data.tars.pairs import TarPairs, name_of_tar
+from cusa.data.tars.parquet import read_pairs_of_unit
 from cusa.data.tars.samples import TarError
 from cusa.precompute.index_entries import absolute_source
 from cusa.precompute.pipeline import encode_shards
@@ -121,7 +122,9 @@ class TarMaker:
         try:
             with self._workplace.errors_named():
                 tar_path = self._workplace.fetch(tar, self._teacher_names)
-                tar_pairs = read_pairs_of_tar(tar_path, self._policy.caption_rule, on_tar == "keep")
+                tar_pairs = read_pairs_of_unit(
+                    tar_path, self._policy.caption_rule, on_tar == "keep"
+                )
         except TarError as error:
             if on_tar == "fail":
                 advice = "--on-tar skip would leave it out, --on-tar keep its damaged part"

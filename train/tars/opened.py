@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cusa.data.errors import DataError
+from cusa.data.errors import DataError, SettingError
 from cusa.data.objects.folder import is_remote
 from cusa.data.tars.cache import TarCache
 from cusa.data.tars.tar_set import TarSet
+from cusa.data.tars.units import is_parquet
 from cusa.train.config import Config, DataConfig
 from cusa.train.saving.provenance import Provenance, StoredTeacher
 from cusa.train.student import Processors
@@ -82,6 +83,14 @@ def _source(
 
 
 def _require_image_root(tar_set: TarSet) -> None:
+    if is_parquet(tar_set.manifest.caption_rule):
+        raise SettingError(
+            f"{tar_set.path} was made from Parquet files, whose pictures have no place of their "
+            "own to be read from; train --student adapter, which needs the rows alone, or make the "
+            "set from tars",
+            path=tar_set.path,
+            name="student",
+        )
     first_tar = tar_set.manifest.names[0]
     folder = tar_set.tar_path(first_tar).parent
     if not is_remote(folder) and not folder.is_dir():
