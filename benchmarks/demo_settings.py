@@ -27,13 +27,13 @@ from rich.table import Table
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.retrieval.measure import measure_split
 from cusa.eval.metrics.validation import validation_scores
-from cusa.train.assemble import student_sources
 from cusa.train.config_building import build_config, merge, parse_settings
 from cusa.train.encode_split import encode_split
 from cusa.train.loss.config import TERMS
 from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import load_trained
+from cusa.train.sources import student_sources
 from cusa.train.trainer import Trainer
 
 SMOKE = (

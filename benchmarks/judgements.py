@@ -25,13 +25,13 @@ from cusa.eval.evaluators.judgements.measure import measure_heads
 from cusa.eval.evaluators.splits import EvaluatedSplit
 from cusa.eval.metrics.metric_options import Scoring
 from cusa.eval.metrics.validation import validation_scores
-from cusa.train.assemble import student_sources
 from cusa.train.config_building import build_config, merge, parse_settings
 from cusa.train.encode_split import encode_split
 from cusa.train.loss.config import TERMS
 from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import load_trained
+from cusa.train.sources import student_sources
 from cusa.train.trainer import Trainer
 
 from timing import machine, mean_and_deviation

@@ -37,7 +37,8 @@ from rich.table import Table
 
 from cusa.cli.console import quiet_libraries
 from cusa.data.environment import cpu_count
-from cusa.data.records import Record
+from cusa.data.record import Record
+from cusa.data.record_columns import Records
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.index import Index, write_index
 from cusa.data.store.reader import EmbeddingStore
@@ -52,9 +53,9 @@ from cusa.data.store.shards import ShardHeader, write_shard
 from cusa.data.store.split_table import SplitTable
 from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.assemble import student_sources
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs
+from cusa.train.sources import student_sources
 from cusa.train.student import Processors
 
 from timing import in_turns, seconds
@@ -154,10 +155,10 @@ def coco_size_store(
         make_pictures(root, min(PICTURES, n_images))
     paths = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))
     sizes = {"train": n_images, "val": min(n_images, SIZES["val"])}
-    splits = {
-        s: SplitTable.from_records(made_up_records(s, n, paths, captions), None)
-        for s, n in sizes.items()
-    }
+    splits = {}
+    for split, n in sizes.items():
+        records = Records.from_records(made_up_records(split, n, paths, captions))
+        splits[split] = SplitTable.from_records(records, None)
     rng = np.random.default_rng(0)
     entries = {}
     for name, (modality, dim) in TEACHERS.items():

@@ -31,7 +31,7 @@ from cusa.cli.console import quiet_libraries
 from cusa.data.captions import normalize_caption
 from cusa.data.datasets import load_dataset
 from cusa.data.environment import cpu_count
-from cusa.data.records import Dataset, iter_captions
+from cusa.data.records import Dataset
 from cusa.data.store.shards import ShardHeader
 from cusa.precompute.image_source import ImageFiles
 from cusa.precompute.pipeline import PipelineOptions, encode_shards
@@ -130,7 +130,7 @@ def texts(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) ->
         model_kwargs={"dtype": torch.float32},
         trust_remote_code=False,
     )
-    captions = [normalize_caption(c) for c in iter_captions(dataset.splits["train"])]
+    captions = [normalize_caption(c) for c in dataset.splits["train"].captions]
     distinct = len(set(captions))
     reduced = "bf16" if options.device == "cpu" else "fp16"
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -39,8 +39,9 @@ from cusa.data.store.schema import (
     shard_ranges,
 )
 from cusa.data.store.shards import ShardHeader, write_shard
-from cusa.data.store.split_table import SplitTable, Texts
+from cusa.data.store.split_table import SplitTable
 from cusa.data.store.teacher_entry import TeacherEntry
+from cusa.data.texts import Texts
 
 SMOKE = ("--size 2000x8 --rounds 1 --readers 2",)
 SIZES = ("566435x768", "113287x512")

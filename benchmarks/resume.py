@@ -3,10 +3,12 @@ run.
 
     python benchmarks/resume.py --kills 50 --out benchmarks/results/resume.json
     python benchmarks/resume.py --kills 50 --tars --out benchmarks/results/resume_tars.json
+    python benchmarks/resume.py --kills 50 --tars --cache --out benchmarks/results/resume_cache.json
 
 Two kinds of run: the adapter, with dropout, on a made-up store, and (every fourth) a tiny CLIP from
 image files with two reading processes; with --tars, both on a set of tars, in two streams of two
-tars, the adapter with one reading process. Each is a process of its own, forked from this one,
+tars, the adapter with one reading process; with --cache, from copies (data.cache), few of which are
+kept. Each is a process of its own, forked from this one,
 which has the libraries loaded already. It is killed (SIGKILL) after a random time; before a random
 step; at a random file operation (opening, renaming, removing, flushing, making a folder); or in the
 middle of writing a file, at a random byte. Then the same command with --resume goes on, and is
@@ -37,7 +39,7 @@ from loading import machine
 from rich.console import Console
 from rich.table import Table
 
-SMOKE = ("--kills 2", "--kills 1 --tars")
+SMOKE = ("--kills 2", "--kills 1 --tars --cache")
 CLIP_SHARE = 4  # one run in so many
 STARTING = "starting"
 
@@ -293,7 +295,9 @@ def disturbed(
     }
 
 
-def make_args(folder: Path, are_tars: bool) -> dict[str, Callable[[Path], list[str]]]:
+def make_args(
+    folder: Path, are_tars: bool, are_copied: bool
+) -> dict[str, Callable[[Path], list[str]]]:
     """Stores or a set of tars, a tiny CLIP, and cusa-train's arguments for a run directory, by
     student.
     """
@@ -304,6 +308,9 @@ def make_args(folder: Path, are_tars: bool) -> dict[str, Callable[[Path], list[s
     common = ["--set", "train.log_every=1", "--device", "cpu", "--loss", "cusa"]
     if are_tars:
         common += ["--set", "data.window=2", "--set", "data.streams=2"]
+    if are_copied:
+        # Room for some of the ten tars.
+        common += ["--set", f"data.cache={folder / 'cache'}", "--set", "data.cache_gb=0.0002"]
     adapter = [
         "--embeddings",
         str(stored),
@@ -371,8 +378,9 @@ def load_libraries() -> None:
 @click.option("--kills", default=50)
 @click.option("--seed", default=0)
 @click.option("--tars", "are_tars", is_flag=True, help="Train on a set of tars.")
+@click.option("--cache", "are_copied", is_flag=True, help="Read them from copies.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(kills: int, seed: int, are_tars: bool, out: Path | None) -> None:
+def main(kills: int, seed: int, are_tars: bool, are_copied: bool, out: Path | None) -> None:
     """Kill and resume; print the counts."""
     load_libraries()
     rng = random.Random(seed)
@@ -383,7 +391,7 @@ def main(kills: int, seed: int, are_tars: bool, out: Path | None) -> None:
         forked = Runs(folder / "log")
         students = {
             student: undisturbed(forked, args, folder / f"whole-{student}")
-            for student, args in make_args(folder, are_tars).items()
+            for student, args in make_args(folder, are_tars, are_copied).items()
         }
         while done < kills:
             student = "clip" if len(runs) % CLIP_SHARE == CLIP_SHARE - 1 else "adapter"

@@ -35,7 +35,8 @@ from cusa.data.store.schema import (
     shard_name,
     shard_ranges,
 )
-from cusa.data.store.split_table import COLUMNS, Texts
+from cusa.data.store.split_table import COLUMNS, write_texts
+from cusa.data.texts import Texts
 
 SMOKE = ("--rows 20000 --rounds 1",)
 DIM = 768
@@ -110,8 +111,8 @@ def make_sparse(index: Path, n: int) -> None:
         shards.create_dataset(
             "offsets", data=np.asarray([offset for _, _, offset, _ in listing], "<i8")
         )
-        Texts.from_strings([file for *_, file in listing]).write(shards, "files")
-        Texts.from_strings(["0" * 64 for _ in listing]).write(shards, "sha256")
+        write_texts(shards, "files", Texts.from_strings(file for *_, file in listing))
+        write_texts(shards, "sha256", Texts.from_strings("0" * 64 for _ in listing))
         part.create_dataset("skipped", data=np.zeros(0, "<i8"))
     seal(index, INDEX_FORMAT)
 

@@ -32,13 +32,13 @@ from sklearn.cluster import KMeans
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.tars.order import SetOrder
 from cusa.eval.metrics.validation import validation_scores
-from cusa.train.assemble import student_sources
 from cusa.train.config_building import build_config, merge, parse_settings
 from cusa.train.encode_split import encode_split
 from cusa.train.loader import EpochOrder
 from cusa.train.loss.config import TERMS
 from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes
+from cusa.train.sources import student_sources
 from cusa.train.trainer import Trainer
 
 from timing import machine, mean_and_deviation

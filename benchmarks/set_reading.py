@@ -36,7 +36,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cusa.cli.console import quiet_libraries
-from cusa.data.records import fingerprint
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import ShardHeader, write_shard
 from cusa.data.tars.manifest import write_manifest
@@ -47,9 +46,9 @@ from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.tars.webdataset_stage import with_teachers
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.assemble import student_sources
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs
+from cusa.train.sources import student_sources
 from cusa.train.tars.inputs import TarFileInputs, TarInputs, TarRows
 from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.supply import InPlace, TarSupply
@@ -103,7 +102,7 @@ def make_set(folder: Path, store: EmbeddingStore, n_tars: int) -> TarSet:
         pairs = read_pairs_of_tar(path, "txt", may_be_damaged=False)
         for teacher, settings in store.teachers.items():
             header = ShardHeader(
-                teacher, pairs.name, fingerprint(pairs.records), 0, stop - start, settings
+                teacher, pairs.name, pairs.records.fingerprint, 0, stop - start, settings
             )
             rows = store[teacher, "train"][start:stop]
             write_shard(set_folder, f"{teacher}/{pairs.name}.h5", header, rows, [])

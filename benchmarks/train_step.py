@@ -43,12 +43,12 @@ from cusa.data.worker_pool import WorkerPool
 from cusa.eval.metrics.validation import validation_scores
 from cusa.stages.machine import default_workers
 from cusa.train.agreement import agree_to_go_on
-from cusa.train.assemble import student_sources
 from cusa.train.config_building import build_config, merge
 from cusa.train.loader import Batch, Pairs, on_device
 from cusa.train.loss.config import TERMS
 from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes
+from cusa.train.sources import student_sources
 from cusa.train.step import AUTOCAST
 from cusa.train.trainer import Trainer
 
@@ -179,7 +179,7 @@ class Paced:
         """So many, as the Trainer's own loop takes them."""
         trainer = self._trainer
         for _ in range(steps):
-            agree_to_go_on(trainer.setup.processes, trainer.keeper, lambda: None)
+            agree_to_go_on(trainer.setup.processes, trainer.keeper, lambda: None, None, "")
             if lost := trainer._train_on(next(self._batches)):
                 raise SystemExit(lost)
 

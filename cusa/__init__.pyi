@@ -3,8 +3,8 @@ from .data.captions import normalize_caption as normalize_caption
 from .data.datasets import load_dataset as load_dataset
 from .data.errors import CusaError as CusaError
 from .data.readers.columns import ColumnNames as ColumnNames
+from .data.record import Record as Record
 from .data.records import Dataset as Dataset
-from .data.records import Record as Record
 from .data.store.embeddings import Embeddings as Embeddings
 from .data.store.joined import join as join
 from .data.store.mapped_split import Split as Split

@@ -18,7 +18,8 @@ from cusa.data.readers.folders import expand_folder, image_folders_near
 from cusa.data.readers.forms import AnnotationRow, Annotations
 from cusa.data.readers.saved_dataset import HUB_PREFIX, read_hub
 from cusa.data.readers.split_names import canonical_split
-from cusa.data.records import AnnotationFile, Dataset, Record, Records, entry_position
+from cusa.data.record_columns import Records
+from cusa.data.records import AnnotationFile, Dataset, entry_position
 
 # Images in each of the Karpathy splits (COCO's train includes restval); for Flickr8k, in its
 # official splits.
@@ -176,15 +177,15 @@ def _load_named(
 
 def _folder_of_images(folders: Sequence[Path], splits: Mapping[str, Records]) -> Path | None:
     """Return the first folder that holds the data set's first image, or ``None``."""
-    first_record = next(chain.from_iterable(splits.values()))
+    first_path = next(iter(splits.values())).image_paths[0]
     for folder in folders:
         # Unlike Path.is_file, this does not raise on names that are too long.
-        if os.path.isfile(folder / first_record.image_path):
+        if os.path.isfile(folder / first_path):
             return folder
     return None
 
 
-def _size_notes(name: str, splits: Mapping[str, Sequence[Record]]) -> tuple[str, ...]:
+def _size_notes(name: str, splits: Mapping[str, Records]) -> tuple[str, ...]:
     """Describe where a data set's sizes differ from those known for its name."""
     notes = []
     for split, expected in KNOWN_SIZES.get(name, {}).items():

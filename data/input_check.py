@@ -8,21 +8,27 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from cusa.data.captions import is_cut, normalizer
 from cusa.data.errors import CusaError
-from cusa.data.records import Dataset, Record
+from cusa.data.records import Dataset
+from cusa.data.repeated_texts import are_among, text_hashes
+from cusa.data.texts import BLOCK
 
 MAX_LISTED = 20
 # Characters; Linux takes no longer paths.
 _MAX_SHOWN_PATH = 4096
 # From this many files in a folder on, listing the folder is faster than a stat of each file.
 _LISTED_FOLDER = 64
+# Images that are looked for at a time.
+_BLOCK_IMAGES = 1 << 17
+_NO_HASHES = np.zeros(0, np.int64)
 
 RowRanges = Mapping[str, Sequence[tuple[int, int]]]
 """Row ranges by split name, each as (first row, row after the last)."""
@@ -69,23 +75,27 @@ def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
         dataset: The data set.
         rows: The image rows to check.
     """
-    records: list[Record] = []
-    for split, ranges in rows.items():
-        records.extend(_chosen_records(dataset.splits[split], ranges))
     root = os.fspath(dataset.image_root)
-    paths = [os.path.join(root, record.image_path) for record in records]
-    problems = _missing_files(paths)
-
+    folders = _Folders()
+    n_checked = 0
     n_faults = 0
     listed: list[Fault] = []
-    for record, path in zip(records, paths, strict=True):
-        if path not in problems:
-            continue
-        n_faults += 1
-        if len(listed) < MAX_LISTED:
-            problem = f"image {path[:_MAX_SHOWN_PATH]} {problems[path]}"
-            listed.append(_fault(dataset, record, 0, problem, record.image_id))
-    return Faults(len(records), n_faults, tuple(listed))
+    for split, start, stop in _blocks(rows, _BLOCK_IMAGES):
+        records = dataset.splits[split]
+        relative_paths = records.image_paths[start:stop]
+        paths = [os.path.join(root, path) for path in relative_paths]
+        problems = folders.problems(paths)
+        n_checked += len(paths)
+        for row, path in enumerate(paths, start):
+            if path not in problems:
+                continue
+            n_faults += 1
+            if len(listed) < MAX_LISTED:
+                problem = f"image {path[:_MAX_SHOWN_PATH]} {problems[path]}"
+                first_caption = int(records.first_captions(np.asarray(row)))
+                image_id = records.image_ids[row]
+                listed.append(_fault(dataset, split, first_caption, problem, image_id))
+    return Faults(n_checked, n_faults, tuple(listed))
 
 
 def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> Faults:
@@ -104,10 +114,10 @@ def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> F
     n_cut = 0
     n_faults = 0
     listed: list[Fault] = []
-    for split, ranges in rows.items():
-        for record, number in _chosen_captions(dataset.splits[split], ranges):
+    for split, start, stop in _blocks(rows, BLOCK):
+        records = dataset.splits[split]
+        for row, caption in enumerate(records.captions[start:stop], start):
             n_checked += 1
-            caption = record.captions[number]
             n_cut += is_cut(caption, normalizer_name)
             # A caption that begins with a letter stays non-empty under every normaliser; this
             # saves seconds on half a million captions.
@@ -118,76 +128,82 @@ def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> F
             except CusaError as error:
                 n_faults += 1
                 if len(listed) < MAX_LISTED:
-                    caption_id = record.caption_ids[number]
+                    caption_id = records.caption_ids[row]
                     problem = f"caption id {caption_id}: {error}"
-                    listed.append(_fault(dataset, record, number, problem, caption_id))
+                    listed.append(_fault(dataset, split, row, problem, caption_id))
     return Faults(n_checked, n_faults, tuple(listed), n_cut)
 
 
-def _chosen_records(
-    records: Sequence[Record], ranges: Iterable[tuple[int, int]]
-) -> Iterator[Record]:
-    for start, stop in ranges:
-        yield from records[start:stop]
+def _blocks(rows: RowRanges, length: int) -> Iterator[tuple[str, int, int]]:
+    """Yield blocks of consecutive rows: split, first row, row after the last."""
+    for split, ranges in rows.items():
+        for range_start, range_stop in ranges:
+            for start in range(range_start, range_stop, length):
+                yield split, start, min(start + length, range_stop)
 
 
-def _chosen_captions(
-    records: Sequence[Record], ranges: Iterable[tuple[int, int]]
-) -> Iterator[tuple[Record, int]]:
-    """Yield the record of each chosen caption row, and the caption's number within it."""
-    n_captions = sum(len(record.captions) for record in records)
-    is_chosen = np.zeros(n_captions, bool)
-    for start, stop in ranges:
-        is_chosen[start:stop] = True
-    chosen = iter(is_chosen.tolist())
-    for record in records:
-        for number in range(len(record.captions)):
-            if next(chosen):
-                yield record, number
-
-
-def _fault(dataset: Dataset, record: Record, number: int, problem: str, item_id: str) -> Fault:
-    """Locate a problem of a record's image, or of its caption with that number."""
-    entry = dataset.location_of(record, number)
+def _fault(
+    dataset: Dataset,
+    split: str,
+    caption_row: int,
+    problem: str,
+    item_id: str,
+) -> Fault:
+    """Locate a problem of a caption, or of an image with that first caption."""
+    entry = dataset.location_of(split, caption_row)
     if entry is None:
         return Fault(problem, None, "", item_id)
     path, location = entry
     return Fault(f"{path} {location}: {problem}", path, location, item_id)
 
 
-def _missing_files(paths: Iterable[str]) -> dict[str, str]:
-    """Return the problem of each path that is not a readable file."""
-    by_folder: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        by_folder[os.path.dirname(path)].append(path)
-    missing: dict[str, str] = {}
-    for folder, files in by_folder.items():
-        present: Collection[str] | None = ()
-        if len(files) >= _LISTED_FOLDER:
-            present = _files_of(folder)
-        if present is None:
-            missing.update(dict.fromkeys(files, "does not exist"))
-            continue
-        for path in files:
-            if os.path.basename(path) in present:
+class _Folders:
+    """Finds files that are missing; folders with many of them are listed, once.
+
+    The names in a listed folder are kept as hashes, as there may be millions.
+    """
+
+    def __init__(self) -> None:
+        # Hashes, int64 [n], ascending; None: there is no such folder.
+        self._hashes_of_folder: dict[str, np.ndarray | None] = {}
+
+    def problems(self, paths: Sequence[str]) -> dict[str, str]:
+        """Return the problem of each path that is not a readable file."""
+        by_folder: dict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            by_folder[os.path.dirname(path)].append(path)
+        problems: dict[str, str] = {}
+        for folder, files in by_folder.items():
+            if len(files) >= _LISTED_FOLDER and folder not in self._hashes_of_folder:
+                self._hashes_of_folder[folder] = _hashes_of_files(folder)
+            present = self._hashes_of_folder.get(folder, _NO_HASHES)
+            if present is None:
+                problems.update(dict.fromkeys(files, "does not exist"))
                 continue
-            # The file system may equate names that differ in case or Unicode form, so ask it.
-            problem = _problem(path)
-            if problem is not None:
-                missing[path] = problem
-    return missing
+            for path in _absent_files(files, present):
+                # The file system may equate names that differ in case or Unicode form, so ask it.
+                problem = _problem(path)
+                if problem is not None:
+                    problems[path] = problem
+        return problems
 
 
-def _files_of(folder: str) -> Collection[str] | None:
-    """Return the names of the files in a folder; ``None`` if there is no such folder."""
+def _absent_files(files: Sequence[str], present: np.ndarray) -> Iterable[str]:
+    """Return the files whose names are not among those of a folder, given by their hashes."""
+    is_present = are_among(map(os.path.basename, files), present)
+    return compress(files, ~is_present)
+
+
+def _hashes_of_files(folder: str) -> np.ndarray | None:
+    """Return the hashes of the names of a folder's files; ``None`` if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return np.sort(text_hashes(entry.name for entry in entries if entry.is_file()))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
         # A folder that cannot be listed may still hold readable files.
-        return ()
+        return _NO_HASHES
 
 
 def _problem(path: str) -> str | None:

@@ -8,12 +8,11 @@ become :class:`cusa.data.errors.FileFormatError`.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +38,21 @@ def read_text(file_path: Path) -> str:
         raise FileFormatError(f"{file_path} is a folder, not a file", path=file_path) from None
     except UnicodeDecodeError as error:
         raise not_utf8(file_path, error) from None
+
+
+def read_text_lines(file_path: Path) -> Iterator[str]:
+    """Read the lines of a UTF-8 text file one by one, with their ends, as :func:`read_text` does.
+
+    Raises:
+        FileFormatError: If the file is not UTF-8; raised when that line is read.
+    """
+    try:
+        with file_path.open(encoding="utf-8-sig") as file:
+            yield from file
+    except UnicodeDecodeError:
+        # Read again for the byte at fault: the error counts from where the last block began.
+        read_text(file_path)
+        raise
 
 
 def not_utf8(file_path: Path, error: UnicodeDecodeError) -> FileFormatError:
@@ -93,8 +107,12 @@ def parse_json(text: str, file_path: Path, line: int | None = None) -> Any:
     raise FileFormatError(message, path=file_path, location=location) from None
 
 
-def parse_json_lines(text: str, file_path: Path) -> Iterator[tuple[int, Any]]:
+def parse_json_lines(lines: Iterable[str], file_path: Path) -> Iterator[tuple[int, Any]]:
     """Parse JSON Lines.
+
+    Args:
+        lines: The lines, with or without their ends.
+        file_path: The file that they come from, for messages.
 
     Yields:
         The number of each line that is not blank, from 1, and its content.
@@ -102,13 +120,15 @@ def parse_json_lines(text: str, file_path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         FileFormatError: If a line cannot be parsed; names it.
     """
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
-            yield number, parse_json(line, file_path, number)
+            yield number, parse_json(line.removesuffix("\n"), file_path, number)
 
 
 def parse_csv(
-    text: str, file_path: Path, separator: str = ","
+    lines: Iterable[str],
+    file_path: Path,
+    separator: str = ",",
 ) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
     """Parse CSV, or a table with another separator, with a header row.
 
@@ -116,8 +136,8 @@ def parse_csv(
     such as the row numbers that pandas writes, are left out.
 
     Args:
-        text: The text.
-        file_path: The file that it comes from, for messages.
+        lines: The lines, with their ends.
+        file_path: The file that they come from, for messages.
         separator: The character between two cells.
 
     Returns:
@@ -129,8 +149,7 @@ def parse_csv(
             row does not have as many cells as the header. The rows are parsed lazily, and so are
             their errors.
     """
-    refuse_nul(text, file_path)
-    rows = _csv_rows(text, file_path, separator)
+    rows = _csv_rows(lines, file_path, separator)
     line, header = next(rows, (1, []))
     names = [name for name in header if name]
     repeated = Counter(names) - Counter(set(names))
@@ -155,10 +174,14 @@ def _named_cells(
         yield line, named_cells
 
 
-def _csv_rows(text: str, file_path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(
+    lines: Iterable[str],
+    file_path: Path,
+    separator: str,
+) -> Iterator[tuple[int, list[str]]]:
     """Yield the line that each row begins on, and its cells; blank lines are left out."""
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
+    checked_lines = _without_nul(lines, file_path)
+    reader = csv.reader(checked_lines, delimiter=separator, strict=True, skipinitialspace=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -172,14 +195,25 @@ def _csv_rows(text: str, file_path: Path, separator: str) -> Iterator[tuple[int,
             yield line, cells
 
 
+def _without_nul(lines: Iterable[str], file_path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        refuse_nul(line, file_path, number)
+        yield line
+
+
 def _refuse_csv(file_path: Path, line: int, problem: str) -> NoReturn:
     location = f"line {line}"
     message = f"{file_path} {location} is not valid CSV ({problem}); repair it"
     raise FileFormatError(message, path=file_path, location=location)
 
 
-def refuse_nul(text: str, file_path: Path) -> None:
+def refuse_nul(text: str, file_path: Path, line_number: int = 1) -> None:
     """Refuse the text of a file with a NUL character, as binary data and UTF-16 text have.
+
+    Args:
+        text: The text.
+        file_path: The file that it comes from, for messages.
+        line_number: The line of the file that it begins with.
 
     Raises:
         FileFormatError: If it holds one; names the line.
@@ -187,7 +221,7 @@ def refuse_nul(text: str, file_path: Path) -> None:
     if "\0" not in text:
         return
     line_breaks = text.partition("\0")[0].count("\n")
-    location = f"line {line_breaks + 1}"
+    location = f"line {line_number + line_breaks}"
     message = (
         f"{file_path} {location} holds a NUL character, as binary data do; save it as UTF-8 if it "
         "is text, or pass another file"

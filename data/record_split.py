@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cusa.data.records import Dataset, Truth, caption_rows, fingerprint, text_columns
+from cusa.data.records import Dataset, Truth
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class RecordSplit:
 
     name: str
     fingerprint: str
-    image_ids: tuple[str, ...]
-    image_paths: tuple[str, ...]
-    caption_ids: tuple[str, ...]
-    captions: tuple[str, ...]
+    image_ids: Sequence[str]
+    image_paths: Sequence[str]
+    caption_ids: Sequence[str]
+    captions: Sequence[str]
     caption_image: np.ndarray
     truth: Truth | None
 
@@ -43,10 +44,13 @@ class RecordSplit:
         records = dataset.select([name]).splits[name]
         return RecordSplit(
             name=name,
-            fingerprint=fingerprint(records),
-            caption_image=caption_rows(records),
+            fingerprint=records.fingerprint,
+            image_ids=records.image_ids,
+            image_paths=records.image_paths,
+            caption_ids=records.caption_ids,
+            captions=records.captions,
+            caption_image=records.caption_image,
             truth=dataset.truth.get(name),
-            **text_columns(records),
         )
 
     @property

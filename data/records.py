@@ -1,44 +1,19 @@
-"""Images with their captions, in splits, under stable ids."""
+"""Data sets: splits of images with their captions, under stable ids."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from cusa.data.errors import DataError
+from cusa.data.record import Record
+from cusa.data.record_columns import Records
 
 SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """An image with the captions that were written for it.
-
-    Attributes:
-        image_id: Stable id of the image, unique within the data set.
-        image_path: Path of the image file relative to the data set's image root, with "/" as
-            separator.
-        captions: The captions as written, before any normalisation.
-        caption_ids: Stable id of each caption, unique within the data set; same length as
-            ``captions``.
-        positions: Each caption's place in the annotation files (:func:`entry_location`); empty if
-            the data set was not read from files.
-    """
-
-    image_id: str
-    image_path: str
-    captions: tuple[str, ...]
-    caption_ids: tuple[str, ...]
-    positions: tuple[int, ...] = field(default=(), compare=False, repr=False)
-
-
-Records = tuple[Record, ...]
 
 
 @dataclass(frozen=True)
@@ -90,25 +65,55 @@ class Truth:
 TRUTH_ARRAYS = tuple(array_field.name for array_field in fields(Truth))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class Dataset:
     """Splits of image-caption records under one image root.
 
-    Attributes:
+    Args:
         name: Name of the data set, e.g. ``"coco"``.
         image_root: Folder that the records' image paths are relative to.
         splits: Records per split name.
         truth: Known relevance per split name, where the data set has it.
         notes: Things its user should know, such as an unexpected number of images.
         files: The annotation files that the records' positions refer to.
+
+    Attributes:
+        name: As given; so are the others.
+        splits: Records per split name, as columns.
+
+    Raises:
+        DataError: If a record has more or fewer caption ids than captions.
     """
 
     name: str
     image_root: Path
     splits: Mapping[str, Records]
-    truth: Mapping[str, Truth] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    files: tuple[AnnotationFile, ...] = ()
+    truth: Mapping[str, Truth]
+    notes: tuple[str, ...]
+    files: tuple[AnnotationFile, ...]
+
+    def __init__(
+        self,
+        name: str,
+        image_root: Path,
+        splits: Mapping[str, Sequence[Record]],
+        truth: Mapping[str, Truth] | None = None,
+        notes: tuple[str, ...] = (),
+        files: tuple[AnnotationFile, ...] = (),
+    ) -> None:
+        columns: dict[str, Records] = {}
+        for split_name, records in splits.items():
+            columns[split_name] = Records.from_records(records)
+        attributes = {
+            "name": name,
+            "image_root": image_root,
+            "splits": columns,
+            "truth": truth or {},
+            "notes": notes,
+            "files": files,
+        }
+        # The attributes are frozen for everyone else.
+        vars(self).update(attributes)
 
     def __repr__(self) -> str:
         sizes = [
@@ -116,19 +121,20 @@ class Dataset:
         ]
         return f"Dataset({self.name!r}, {str(self.image_root)!r}, {', '.join(sizes)})"
 
-    def location_of(self, record: Record, number: int) -> tuple[Path, str] | None:
-        """Return the annotation file and the entry of a record's caption.
+    def location_of(self, split_name: str, caption_row: int) -> tuple[Path, str] | None:
+        """Return the annotation file and the entry of a caption.
 
         Args:
-            record: The record.
-            number: Number of the caption within the record, from 0.
+            split_name: The split.
+            caption_row: The caption's row.
 
         Returns:
             ``None`` if the data set was not read from files.
         """
-        if not record.positions or not self.files:
+        positions = self.splits[split_name].positions
+        if not len(positions) or not self.files:
             return None
-        return entry_location(self.files, record.positions[number])
+        return entry_location(self.files, int(positions[caption_row]))
 
     def limited(self, limit: int) -> Dataset:
         """Return the first ``limit`` images of every split with their captions and relevance."""
@@ -167,7 +173,7 @@ class Dataset:
         return replace(self, splits=splits, truth=truth)
 
 
-def truth_of_images(truth: Truth, records: Sequence[Record], image_rows: np.ndarray) -> Truth:
+def truth_of_images(truth: Truth, records: Records, image_rows: np.ndarray) -> Truth:
     """Restrict the known relevance of a split to some of its images and their captions.
 
     Args:
@@ -178,7 +184,7 @@ def truth_of_images(truth: Truth, records: Sequence[Record], image_rows: np.ndar
     new_rows = np.full(len(records), -1, np.int64)
     new_rows[image_rows] = np.arange(len(image_rows))
     relevant: list[np.ndarray] = []
-    for caption, image_row in enumerate(caption_rows(records).tolist()):
+    for caption, image_row in enumerate(records.caption_image.tolist()):
         if new_rows[image_row] < 0:
             continue
         start, stop = truth.indptr[caption : caption + 2]
@@ -201,47 +207,6 @@ def csr(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     np.cumsum([len(row) for row in rows], out=indptr[1:])
     indices = np.concatenate([np.zeros(0, np.int64), *rows])
     return indptr, indices.astype(np.int64)
-
-
-def caption_rows(records: Sequence[Record]) -> np.ndarray:
-    """Return the image row of each caption of a split: int64 ``[n_captions]``, in record order."""
-    image_rows = np.arange(len(records), dtype=np.int64)
-    n_captions = [len(record.captions) for record in records]
-    return np.repeat(image_rows, n_captions)
-
-
-def iter_captions(records: Sequence[Record]) -> Iterator[str]:
-    """Yield every caption of a split in row order."""
-    for record in records:
-        yield from record.captions
-
-
-def text_columns(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """Return the texts of a split: ids and paths by image row, ids and captions by caption row."""
-    return {
-        "image_ids": tuple(record.image_id for record in records),
-        "image_paths": tuple(record.image_path for record in records),
-        "caption_ids": tuple(chain.from_iterable(record.caption_ids for record in records)),
-        "captions": tuple(iter_captions(records)),
-    }
-
-
-def fingerprint(records: Sequence[Record]) -> str:
-    """Compute the sha256 (hex) over ids, paths and captions in row order.
-
-    Two splits have the same fingerprint only if all of their rows are the same.
-    """
-    digest = hashlib.sha256()
-    for record in records:
-        texts = [record.image_id, record.image_path]
-        for caption_id, caption in zip(record.caption_ids, record.captions, strict=True):
-            texts.extend((caption_id, caption))
-        for text in texts:
-            encoded = text.encode()
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        # Marks the end of a record, as no text is that long.
-        digest.update(b"\xff" * 8)
-    return digest.hexdigest()
 
 
 class SplitView(Protocol):

@@ -9,7 +9,6 @@ import numpy as np
 from cusa.data.captions import normalizer, shown_caption
 from cusa.data.errors import FORWARD_PASS, TeacherError
 from cusa.data.records import Dataset
-from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.first_batch import FirstBatchCheck, is_zero
 from cusa.precompute.image_source import ImageSource, read_image
 from cusa.precompute.reading import ShardBatch, TeacherBatch
@@ -50,7 +49,6 @@ class BatchEncoder:
         self._device = device
         self._precision = precision
         self._check = FirstBatchCheck(teacher, device, precision)
-        self._captions = CaptionLocator(dataset)
 
     def encode(self, task_and_batch: ShardBatch) -> EncodedBatch:
         """Encode a batch of a shard.
@@ -146,7 +144,7 @@ class BatchEncoder:
         if self._teacher.modality == "image":
             path = self._images.path(task.split, row)
             return TeacherError(message, path=path, name=task.teacher)
-        _, caption_id = self._captions.caption(task.split, row)
+        caption_id = self._dataset.splits[task.split].caption_ids[row]
         return TeacherError(message, location=f"caption id {caption_id}", name=task.teacher)
 
     def _input(
@@ -155,7 +153,7 @@ class BatchEncoder:
         row: int,
     ) -> TeacherInputs:
         if self._teacher.modality == "text":
-            caption, _ = self._captions.caption(task.split, row)
+            caption = self._dataset.splits[task.split].captions[row]
             normalize = normalizer(self._normalizer_name)
             return self._teacher.tokens([normalize(caption)])
         content = self._images.read(task.split, row)
@@ -171,9 +169,10 @@ class BatchEncoder:
         if self._teacher.modality == "image":
             return f"image {self._images.path(task.split, row)}"
 
-        caption, caption_id = self._captions.caption(task.split, row)
-        description = f"caption id {caption_id} ({shown_caption(caption)})"
-        location = self._dataset.location_of(*self._captions.record(task.split, row))
+        records = self._dataset.splits[task.split]
+        caption = shown_caption(records.captions[row])
+        description = f"caption id {records.caption_ids[row]} ({caption})"
+        location = self._dataset.location_of(task.split, row)
         if location is None:
             return description
         annotation_file, entry = location

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from cusa.data.errors import ImageError, first_line
 from cusa.data.images import load_image, read_image_file
 from cusa.data.records import Dataset
+from cusa.data.texts import Texts
 from cusa.precompute.teachers.base import Preprocessed, Teacher
 
 
@@ -38,17 +37,16 @@ class ImageFiles:
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        # An array of texts rather than a list: updates of the reference counts of a list's items
+        # Columns rather than lists of texts: updates of the reference counts of a list's items
         # would copy its memory pages into every worker.
-        self._image_paths: dict[str, np.ndarray] = {}
+        self._image_paths: dict[str, Texts] = {}
         for split, records in dataset.splits.items():
-            image_paths = [record.image_path for record in records]
-            self._image_paths[split] = np.array(image_paths, np.dtypes.StringDType())
+            self._image_paths[split] = records.image_paths
         self._image_root = dataset.image_root
 
     def path(self, split: str, row: int) -> Path:
         """Return the path of an image file."""
-        return self._image_root / str(self._image_paths[split][row])
+        return self._image_root / self._image_paths[split][row]
 
     def read(self, split: str, row: int) -> bytes:
         """Read the bytes of an image file.

@@ -68,8 +68,8 @@ def refuse_changed_pictures(
 
 def _image_paths(dataset: Dataset) -> Iterator[Path]:
     for records in dataset.splits.values():
-        for record in records:
-            yield dataset.image_root / record.image_path
+        for image_path in records.image_paths:
+            yield dataset.image_root / image_path
 
 
 def changed_decoding(file_path: Path) -> str | None:

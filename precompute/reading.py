@@ -18,7 +18,6 @@ from cusa.data.images import max_pixels
 from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES
 from cusa.data.worker_pool import WorkerPool, pinned, prefetched
-from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.image_source import ImageSource, read_image
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import (
@@ -178,11 +177,11 @@ def read_caption_shards(
         dataset: The data set.
         pin: Whether to put batches into page-locked memory, for transfers to a GPU.
     """
-    locator = CaptionLocator(dataset)
 
     def batches() -> Iterator[ShardBatch]:
         for task, rows in shards:
-            captions = [locator.caption(task.split, row) for row in rows.tolist()]
+            records = dataset.splits[task.split]
+            captions = [(records.captions[row], records.caption_ids[row]) for row in rows.tolist()]
             if not captions:
                 # The shard needs a batch, or it would not be written.
                 yield task, TeacherBatch.without_inputs()

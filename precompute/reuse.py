@@ -20,7 +20,6 @@ from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import DIGEST_BYTES
-from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.processes import RunProcesses
 from cusa.precompute.shard_plan import ShardTask
 
@@ -66,7 +65,6 @@ class RowReuse:
         self._dataset = dataset
         self._settings = settings
         self._sources = list(equal_rows(store, settings))
-        self._captions = CaptionLocator(dataset)
 
         # The rows of all sources are numbered consecutively: there may be millions, and a number
         # takes less memory than a pair of source and row.
@@ -113,16 +111,14 @@ class RowReuse:
 
     def _keys(self, task: ShardTask) -> list[bytes]:
         """Return the key of each row of a shard; empty if its item cannot be read."""
+        records = self._dataset.splits[task.split]
         if self._settings.modality == "image":
-            records = self._dataset.splits[task.split][task.start : task.stop]
-            paths = [self._dataset.image_root / record.image_path for record in records]
+            image_paths = records.image_paths[task.start : task.stop]
+            paths = list(map(self._dataset.image_root.joinpath, image_paths))
             with ThreadPoolExecutor(_READING_THREADS) as threads:
                 return list(threads.map(_picture_key, paths))
 
-        captions: list[str] = []
-        for row in range(task.start, task.stop):
-            caption, _ = self._captions.caption(task.split, row)
-            captions.append(caption)
+        captions = records.captions[task.start : task.stop]
         return list(_caption_keys(captions, self._settings.normalizer))
 
 

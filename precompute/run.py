@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cusa.data.files import FolderLock, sweep
 from cusa.data.records import Dataset
-from cusa.data.store.index import Index, read_index, write_index
+from cusa.data.store.index import Index, read_index, write_index, write_part
+from cusa.data.store.part_texts import texts_path_of_store
 from cusa.data.store.schema import TeacherSettings, shard_folder
 from cusa.data.store.shards import ShardHeader, ShardInfo
 from cusa.data.store.teacher_entry import TeacherEntry
@@ -236,7 +237,10 @@ class Run:
             # The images may have moved since the store was created.
             stored_index = replace(stored_index.without(entries), image_root=index.image_root)
             index = stored_index.joined(index, str(self._options.out))
-        write_index(index_path, index)
+        if is_range:
+            write_part(index_path, index, self._options.out)
+        else:
+            write_index(index_path, index)
         return Outcome(index_path, entries)
 
     def _load_teachers(
@@ -294,7 +298,8 @@ class Run:
 
             # Only under the lock is it certain that no other run is writing these files.
             shard_paths = [task.path for task in tasks]
-            sweep([*shard_paths, index_path])
+            texts_path = texts_path_of_store(self._options.out, self._data_index.splits)
+            sweep([*shard_paths, index_path, texts_path])
             folder = shard_folder(self._options.out)
             self._progress.report_plan(tasks, finished, self._teachers, folder)
             return [number for number, task in enumerate(tasks) if task not in finished]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cusa.data.errors import SettingError
-from cusa.data.records import Dataset, fingerprint
+from cusa.data.records import Dataset
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
-from cusa.data.validation_split import choose_val_images, order_by_hash, with_val_split
+from cusa.data.validation_split import choose_val_images, lowest_by_hash, with_val_split
 
 # The splits that training images are divided into.
 _DIVIDED = frozenset({"train", "val"})
@@ -83,7 +83,7 @@ def _with_val(
     stored_splits: Mapping[str, Split],
 ) -> Dataset:
     """Make a val split from training images: the store's, or else the default one."""
-    train_ids = _train_ids(dataset)
+    train_ids = dataset.splits["train"].image_ids
     divided = with_val_split(dataset, choose_val_images(train_ids, selection.val_fraction))
     if selection.val_fraction is None and not _DIVIDED.isdisjoint(stored_splits):
         for candidate in _possible_divisions(dataset, divided, stored_splits):
@@ -115,25 +115,21 @@ def _possible_divisions(
         yield with_val_split(undivided, frozenset(stored_splits["val"].image_ids))
     else:
         # A store made with another fraction that has only the train split.
-        train_ids = _train_ids(undivided)
+        train_ids = undivided.splits["train"].image_ids
         n_val = max(0, len(train_ids) - stored_splits["train"].n_images)
-        yield with_val_split(undivided, frozenset(order_by_hash(train_ids)[:n_val]))
+        yield with_val_split(undivided, lowest_by_hash(train_ids, n_val))
 
 
 def _fits(dataset: Dataset, limit: int | None, stored_splits: Mapping[str, Split]) -> bool:
     """Return whether train and val are the same as in a store, if the store has them."""
     for name in _DIVIDED.intersection(stored_splits, dataset.splits):
-        records = dataset.splits[name][:limit]
-        if fingerprint(records) != stored_splits[name].fingerprint:
+        if dataset.splits[name][:limit].fingerprint != stored_splits[name].fingerprint:
             return False
     if "val" in dataset.splits or "val" not in stored_splits:
         return True
     # If they share no image, the store's val split came from another file.
-    return set(_train_ids(dataset)).isdisjoint(stored_splits["val"].image_ids)
-
-
-def _train_ids(dataset: Dataset) -> list[str]:
-    return [record.image_id for record in dataset.splits["train"]]
+    stored_ids = frozenset(stored_splits["val"].image_ids)
+    return stored_ids.isdisjoint(dataset.splits["train"].image_ids)
 
 
 def with_stored_root(

@@ -27,7 +27,7 @@ from cusa.cli.precompute import main as precompute_main
 from cusa.cli.store import main as store_main
 from cusa.cli.train import main as train_main
 from cusa.data.errors import CusaError
-from cusa.data.records import Dataset, Record, Truth, fingerprint
+from cusa.data.records import Dataset, Record, Truth
 from cusa.data.store.checksum import BLOCK
 from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.schema import TeacherSettings, shard_folder, shard_name
@@ -296,7 +296,7 @@ def add_teacher(
         for a in range(0, len(values), shard_rows):
             b = min(a + shard_rows, len(values))
             relative = f"{shard_folder(index).name}/{shard_name(name, split, a, b)}"
-            header = ShardHeader(name, split, fingerprint(dataset.splits[split]), a, b, config)
+            header = ShardHeader(name, split, dataset.splits[split].fingerprint, a, b, config)
             block = stored_rows(values[a:b], config.dtype)
             missing = [s for s in skipped if a <= s < b]
             block[[s - a for s in missing]] = np.nan

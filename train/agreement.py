@@ -13,8 +13,8 @@ def agree_to_go_on(
     processes: Processes,
     keeper: RunKeeper,
     check_stop: Callable[[], None],
-    fault: CusaError | None = None,
-    not_finite: str = "",
+    fault: CusaError | None,
+    not_finite: str,
 ) -> None:
     """Stop all processes if one of them cannot go on, and save a checkpoint if one is due.
 

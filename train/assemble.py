@@ -1,4 +1,4 @@
-"""What a run begins with: the store's teachers and encoders, the student, its input readers."""
+"""What a run begins with: the store's teachers and encoders, and the student."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cusa.data.errors import DataError, RunError, StudentError
+from cusa.data.errors import RunError, StudentError
 from cusa.data.objects.folder import absolute_location
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
-from cusa.train.loader import Sources
 from cusa.train.saving.provenance import Beginning, Provenance, StoredSplit, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
@@ -23,7 +22,6 @@ from cusa.train.student import (
     adapter_student,
     dual_encoder_student,
 )
-from cusa.train.student_inputs import FileInputs, StoredInputs
 from cusa.train.validation_store import refuse_other_encoders, validation_split
 
 _MODALITIES = ("image", "text")
@@ -62,12 +60,13 @@ def resolve(
         refuse_other_encoders(val_store, encoders)
 
     student = _with_names(student, "encoder", encoders)
-    student = replace(student, init=student.init and _absolute(student.init))
+    if student.init is not None:
+        student = replace(student, init=_absolute(student.init))
     if Path(student.name).is_dir():
         student = replace(student, name=_absolute(student.name))
+    data = _with_names(data, "teacher", teachers)
+    data = replace(_with_absolute_paths(data), val_split=val_split)
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
-    data = _with_absolute_paths(_with_names(data, "teacher", teachers))
-    data = replace(data, val_split=val_split)
     return replace(config, data=data, student=student), provenance
 
 
@@ -106,7 +105,7 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
         val_embeddings=data.val_embeddings and _absolute(data.val_embeddings),
         image_root=data.image_root and absolute_location(data.image_root),
         val_image_root=data.val_image_root and _absolute(data.val_image_root),
-        cache=data.cache and _absolute(data.cache),
+        cache=data.cache and absolute_location(data.cache),
     )
 
 
@@ -128,7 +127,9 @@ def _stored_teachers(
     chosen = {}
     for modality, wanted in zip(_MODALITIES, wanted_names, strict=True):
         name = store.pick_teacher(modality, wanted, f"--{modality}-{role}")
-        chosen[modality] = StoredTeacher(name, store.sources[name], store.teachers[name])
+        source = store.sources[name]
+        settings = store.teachers[name]
+        chosen[modality] = StoredTeacher(name, source, settings)
     return chosen
 
 
@@ -171,8 +172,10 @@ def make_student(
     if config.student.init is not None and begun_in is None:
         return _initial_student(Path(config.student.init), config, provenance)
     if config.student.name == "adapter":
-        dims = [provenance.encoders[modality].settings.dim for modality in _MODALITIES]
-        return MadeStudent(adapter_student(config.student, *dims), None, None)
+        image_dim = provenance.encoders["image"].settings.dim
+        text_dim = provenance.encoders["text"].settings.dim
+        adapter = adapter_student(config.student, image_dim, text_dim)
+        return MadeStudent(adapter, processors=None, backbone=None)
     if begun_in is not None and not (begun_in / "config.json").is_file():
         raise RunError(
             f"{begun_in} lacks the student's config.json; restore it, or train again in another "
@@ -180,7 +183,9 @@ def make_student(
             path=begun_in,
         )
     source = str(begun_in or config.student.name)
-    return MadeStudent(*dual_encoder_student(config.student, source, pretrained=begun_in is None))
+    is_new = begun_in is None
+    student, processors, backbone = dual_encoder_student(config.student, source, is_new)
+    return MadeStudent(student, processors, backbone)
 
 
 def _initial_student(
@@ -214,8 +219,13 @@ def _initial_student(
             path=path,
         )
 
-    digest = weights_sha256(saved.student.state_dict())
-    beginning = Beginning(str(path), digest, origin.provenance.dataset, origin.epoch, origin.step)
+    beginning = Beginning(
+        path=str(path),
+        sha256=weights_sha256(saved.student.state_dict()),
+        dataset=origin.provenance.dataset,
+        epoch=origin.epoch,
+        step=origin.step,
+    )
     return MadeStudent(saved.student, saved.processors, saved.backbone, beginning)
 
 
@@ -227,71 +237,3 @@ def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:
         dtype=now.settings.dtype,
     )
     return [f"{now.name}.{field}" for field in rounded_alike.differences(now.settings)]
-
-
-def student_sources(
-    store: EmbeddingStore,
-    split_name: str,
-    config: Config,
-    encoders: tuple[str, ...],
-    processors: Processors | None,
-) -> Sources:
-    """Open the readers of a student's inputs for one split.
-
-    Args:
-        store: The store.
-        split_name: The split.
-        config: The run's settings; the images are in ``data.image_root``.
-        encoders: An adapter's image and text encoder, by name; empty for other students.
-        processors: A Hugging Face student's processors; ``None`` for an adapter.
-
-    Raises:
-        CusaError: If the split, an encoder's rows or the image folder is missing.
-    """
-    split = store.split(split_name)
-    if processors is None:
-        image_encoder, text_encoder = encoders
-        stored_images = store.embeddings(image_encoder, split_name)
-        stored_texts = store.embeddings(text_encoder, split_name)
-        return Sources(split, StoredInputs(stored_images, stored_texts))
-    image_root = store.image_root
-    if config.data.image_root:
-        image_root = Path(config.data.image_root)
-    if not image_root.is_dir():
-        raise DataError(
-            f"image folder {image_root} does not exist; pass --image-root", path=image_root
-        )
-    skipped = store.skipped(split_name)
-    inputs = FileInputs(split, image_root, processors, config.data.normalizer, skipped)
-    return Sources(split, inputs)
-
-
-def validation_sources(
-    store: EmbeddingStore,
-    config: Config,
-    encoders: tuple[str, ...],
-    processors: Processors | None,
-) -> Sources | None:
-    """Open the readers of the validation split, if the run has one.
-
-    Arguments are those of :func:`student_sources`; the store is that of ``data.val_embeddings`` if
-    the run has one.
-
-    Raises:
-        CusaError: As in :func:`student_sources`, or if no image or no caption of the split can be
-            read; raised before training, not after the first epoch.
-    """
-    split = config.data.val_split
-    if split is None:
-        return None
-    if config.data.val_embeddings is not None:
-        data = replace(config.data, image_root=config.data.val_image_root)
-        config = replace(config, data=data)
-    sources = student_sources(store, split, config, encoders, processors)
-    if sources.lack_a_modality:
-        raise DataError(
-            f"split {split!r} has no image or no caption to validate on; name another with --set "
-            "data.val_split=SPLIT, or none: --set data.val_split=null",
-            name=split,
-        )
-    return sources

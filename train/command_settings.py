@@ -91,16 +91,20 @@ def chosen_settings(
             name="preset",
         )
     # Without --embeddings there must be a run; reading its settings says so if there is none.
-    is_begun = run_dir is not None and (begun(run_dir) or given.embeddings is None)
-    if run_dir is not None and resume and is_begun and not begins_anew:
-        return _resumed_settings(run_dir, given)
+    if run_dir is not None and resume and not begins_anew:
+        has_run = begun(run_dir) or given.embeddings is None
+        if has_run:
+            return _resumed_settings(run_dir, given)
     return new_settings(given, flag_settings(given.flags))
 
 
 def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Turn options that stand for a setting into nested settings; ``None`` is not given."""
-    given_flags = {flag: value for flag, value in flags.items() if value is not None}
-    return nested_settings(given_flags)
+    settings = {}
+    for name, value in flags.items():
+        if value is not None:
+            settings[name] = value
+    return nested_settings(settings)
 
 
 def nested_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
@@ -170,8 +174,11 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     """
     chosen = _explicit_settings(given, flags)
     # Check the settings before opening a path that they name: a file may hold anything.
-    naming_paths = {name: section for name, section in chosen.items() if name in _NAMING_PATHS}
-    checked = build_config(naming_paths)
+    sections = {}
+    for name in _NAMING_PATHS:
+        if name in chosen:
+            sections[name] = chosen[name]
+    checked = build_config(sections)
     if checked.student.init is not None:
         init_path = local_student(checked.student.init)
         chosen = merge(chosen, nest("student.init", str(init_path)))
@@ -269,6 +276,7 @@ def default_sweep_dir(configs: Sequence[Config]) -> Path:
             if settings[name] == value_as_before:
                 del settings[name]
         settings_of_runs.append(settings)
-    digest = hashlib.sha256(repr(settings_of_runs).encode()).hexdigest()[:8]
+    content = repr(settings_of_runs).encode()
+    digest = hashlib.sha256(content).hexdigest()
     dataset = open_store(configs[0].data.embeddings).dataset
-    return Path("runs") / f"{dataset}-sweep-{digest}"
+    return Path("runs") / f"{dataset}-sweep-{digest[:8]}"

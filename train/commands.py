@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cusa.data.datasets import KNOWN_SIZES
 from cusa.data.errors import SettingError
+from cusa.data.objects.folder import location_text
 from cusa.data.shell import shell_command
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.tars.verify import holds_set
@@ -61,7 +62,9 @@ def evaluation_command(run_dirs: Sequence[Path]) -> str:
         CusaError: If the first run or its store cannot be read.
     """
     measured = split_to_measure(run_dirs[0])
-    arguments = [argument for run_dir in run_dirs for argument in ("--run", run_dir)]
+    arguments: list[object] = []
+    for run_dir in run_dirs:
+        arguments += ["--run", run_dir]
     if measured.split != "test":
         arguments += ["--split", measured.split]
     if measured.allow_partial:
@@ -84,9 +87,11 @@ def split_to_measure(run_dir: Path) -> MeasuredSplit:
     store = evaluated_store(config)
     split = _best_split(config, provenance, store)
     is_partial = False
-    if split == "test" and split in KNOWN_SIZES.get(store.dataset, {}):
-        n_images = store.splits[split].n_images - len(store.skipped(split)[0])
-        is_partial = n_images != KNOWN_SIZES[store.dataset][split]
+    published_sizes = KNOWN_SIZES.get(store.dataset, {})
+    if split == "test" and split in published_sizes:
+        skipped_images, _ = store.skipped(split)
+        n_images = store.splits[split].n_images - len(skipped_images)
+        is_partial = n_images != published_sizes[split]
     return MeasuredSplit(split, is_partial)
 
 
@@ -97,15 +102,29 @@ def evaluated_store(config: Config) -> EmbeddingStore:
         SettingError: If it is a set of tars, which has no split to evaluate on.
         StoreError: If the store cannot be read.
     """
-    path = config.data.val_embeddings or config.data.embeddings
-    if holds_set(Path(path)):
+    path = _evaluated_path(config)
+    if holds_set(path):
         raise SettingError(
-            f"{path} is a set of tars, which has no split to evaluate on; name a store of other "
-            "pairs with --val-embeddings, or evaluate the run on one: cusa-eval --run RUN "
-            "--embeddings STORE",
+            f"{location_text(path)} is a set of tars, which has no split to evaluate on; name a "
+            "store of other pairs with --val-embeddings, or evaluate the run on one: cusa-eval "
+            "--run RUN --embeddings STORE",
             name="report",
         )
     return EmbeddingStore(path)
+
+
+def has_split_to_measure(run_dir: Path) -> bool:
+    """Return whether a run names a store to evaluate it on, rather than only a set of tars.
+
+    Raises:
+        CusaError: If the run cannot be read.
+    """
+    config, _ = load_run(run_dir)
+    return not holds_set(_evaluated_path(config))
+
+
+def _evaluated_path(config: Config) -> Path:
+    return Path(config.data.val_embeddings or config.data.embeddings)
 
 
 def _best_split(
@@ -114,9 +133,10 @@ def _best_split(
     store: EmbeddingStore,
 ) -> str:
     """Prefer the test split, then the validation split, then any other; else the training split."""
-    usable_splits = [
-        name for name, split in store.splits.items() if split.n_images and split.n_captions
-    ]
+    usable_splits = []
+    for split_name, split in store.splits.items():
+        if split.n_images and split.n_captions:
+            usable_splits.append(split_name)
     for encoder in provenance.encoders.values():
         encoded_splits = store.splits_of(encoder.name)
         usable_splits = [name for name in usable_splits if name in encoded_splits]

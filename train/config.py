@@ -63,7 +63,7 @@ class DataConfig:
     window: WholeNumber = Field(default=8, ge=1, le=1_000_000)
     streams: WholeNumber = Field(default=1, ge=1, le=1024)
     mix_streams: Flag = True
-    cache: Text | None = None
+    cache: Annotated[Text, Field(min_length=1)] | None = None
     cache_gb: Number = Field(default=10.0, ge=0, le=GREATEST_CACHE)
 
 

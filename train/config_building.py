@@ -61,12 +61,11 @@ def load_config_file(path: Path) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Override the settings of ``base`` with those of ``over``, section by section."""
     merged = dict(base)
-    for key, value in over.items():
-        base_value = merged.get(key)
+    for name, value in over.items():
+        base_value = merged.get(name)
         if isinstance(base_value, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(base_value, value)
-        else:
-            merged[key] = value
+            value = merge(base_value, value)
+        merged[name] = value
     return merged
 
 
@@ -78,19 +77,17 @@ _IN_TWO_UNITS = (
 )
 
 
-def override(
-    base: Mapping[str, Any],
-    over: Mapping[str, Any],
-) -> dict[str, Any]:
+def override(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge settings over weaker ones; a length replaces the same length in the other unit."""
     merged = merge(base, over)
     for section, lengths in _IN_TWO_UNITS:
-        given = over.get(section)
-        if not isinstance(given, Mapping):
+        section_settings = over.get(section)
+        if not isinstance(section_settings, Mapping):
             continue
-        replaced = {name: none for name, none in lengths.items() if name not in given}
-        if any(given.get(name) is not None for name in lengths):
-            merged = merge(merged, {section: replaced})
+        is_given = any(section_settings.get(name) is not None for name in lengths)
+        for name, not_given in lengths.items():
+            if is_given and name not in section_settings:
+                merged = merge(merged, nest(f"{section}.{name}", not_given))
     return merged
 
 
@@ -170,7 +167,9 @@ def build_config(settings: Mapping[str, Any]) -> Config:
         SettingError: If a name is unknown or a value illegal; the message says what is legal, and
             ``name`` is the setting's full name.
     """
-    return validate(Config, override(dataclasses.asdict(Config()), _with_report_to(settings)))
+    defaults = dataclasses.asdict(Config())
+    complete = override(defaults, _with_report_to(settings))
+    return validate(Config, complete)
 
 
 def _with_report_to(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -232,14 +231,13 @@ def deciding(config: Config) -> dict[str, Any]:
 
     So they are equal to what is read from a JSON file of them.
     """
-    values: dict[str, Any] = {}
-    for name, value in by_full_name(dataclasses.asdict(config)).items():
-        if name in _FREE:
-            continue
+    settings = by_full_name(dataclasses.asdict(config))
+    for name in _FREE:
+        del settings[name]
+    for name, value in settings.items():
         if isinstance(value, tuple):
-            value = list(value)
-        values[name] = value
-    return values
+            settings[name] = list(value)
+    return settings
 
 
 def by_full_name(nested: Mapping[str, Any]) -> dict[str, Any]:

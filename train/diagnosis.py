@@ -56,7 +56,8 @@ def _faulty_pairs(step: TrainStep, batch: Batch) -> Tensor:
     # The step kept no features, so encode again.
     image, text = step.encode(batch)
     features = torch.cat([*image, *text], dim=1)
-    return ~torch.isfinite(features).all(dim=1)
+    is_finite = torch.isfinite(features).all(dim=1)
+    return ~is_finite
 
 
 def named_images(rows: Tensor, image_ids: Sequence[str]) -> str:
@@ -66,8 +67,10 @@ def named_images(rows: Tensor, image_ids: Sequence[str]) -> str:
         rows: int64 ``[B]``: the images' rows in the split.
         image_ids: Ids of the split's images, by row.
     """
-    ids = [image_ids[row] for row in dict.fromkeys(rows.tolist())]
-    listed = ", ".join(ids[:_NAMED_IMAGES])
-    if len(ids) > _NAMED_IMAGES:
-        return f"images {listed} and {len(ids) - _NAMED_IMAGES} more"
+    distinct_rows = list(dict.fromkeys(rows.tolist()))
+    named_ids = [image_ids[row] for row in distinct_rows[:_NAMED_IMAGES]]
+    listed = ", ".join(named_ids)
+    n_unnamed = len(distinct_rows) - len(named_ids)
+    if n_unnamed:
+        return f"images {listed} and {n_unnamed} more"
     return f"images {listed}"

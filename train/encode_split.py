@@ -15,12 +15,15 @@ from cusa.data.embeddings import HEADS, Rows, SplitEmbeddings
 from cusa.data.errors import DataError
 from cusa.data.unit_rows import unit_rows
 from cusa.data.worker_pool import StartMethod, WorkerPool
-from cusa.train.loader import Sources, each_tensor
+from cusa.train.loader import to_device
 from cusa.train.processes import Processes
+from cusa.train.sources import Sources
 from cusa.train.student import Features, Student
 from cusa.train.student_inputs import Inputs
 
 Unit = Literal["images", "captions"]
+ReadInputs = Callable[[np.ndarray], Inputs]  # by int64 row
+Forward = Callable[[Any], Features]  # a student's encode_image or encode_text
 
 
 @torch.no_grad()
@@ -62,8 +65,8 @@ def encode_split(
             f"split {split.name!r} has no image or no caption that could be read", name=split.name
         )
     no_image, no_text = inputs.missing()
-    image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
-    text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
+    image_rows = _all_rows_but(no_image, split.n_images)
+    text_rows = _all_rows_but(no_text, split.n_captions)
     encoder = _RowEncoder(device, batch_size, workers, start_method, processes, check, advance)
     was_training = student.training
     student.eval()
@@ -72,10 +75,17 @@ def encode_split(
         text = encoder.encode(inputs.texts, student.encode_text, text_rows, "captions")
     finally:
         student.train(was_training)
+    # The image of each caption by its position among those that were encoded.
     image_positions = np.full(split.n_images, -1, np.int64)
     image_positions[image_rows] = np.arange(len(image_rows))
     image_of_caption = np.asarray(split.caption_image)[text_rows]
-    return SplitEmbeddings(image, text, image_rows, text_rows, image_positions[image_of_caption])
+    caption_image = image_positions[image_of_caption]
+    return SplitEmbeddings(image, text, image_rows, text_rows, caption_image)
+
+
+def _all_rows_but(left_out: np.ndarray, n_rows: int) -> np.ndarray:
+    all_rows = np.arange(n_rows)
+    return np.setdiff1d(all_rows, left_out)
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,8 @@ class _RowEncoder:
 
     def encode(
         self,
-        read: Callable[[np.ndarray], Inputs],
-        forward: Callable[[Any], Features],
+        read: ReadInputs,
+        forward: Forward,
         rows: np.ndarray,
         unit: Unit,
     ) -> Rows:
@@ -112,20 +122,22 @@ class _RowEncoder:
         if processes is None:
             chunk_embeddings = self._encode_chunks(read, forward, rows, unit)
         else:
-            own_rows = np.array_split(rows, processes.size)[processes.rank]
+            shares = np.array_split(rows, processes.size)
+            own_rows = shares[processes.rank]
             with processes.all_or_none():
                 own_embeddings = self._encode_chunks(read, forward, own_rows, unit)
             embeddings_by_rank = processes.everyones(own_embeddings)
             chunk_embeddings = list(itertools.chain.from_iterable(embeddings_by_rank))
         embeddings = {}
         for head in HEADS:
-            embeddings[head] = np.concatenate([chunk[head] for chunk in chunk_embeddings])
+            head_chunks = [embeddings_by_head[head] for embeddings_by_head in chunk_embeddings]
+            embeddings[head] = np.concatenate(head_chunks)
         return embeddings
 
     def _encode_chunks(
         self,
-        read: Callable[[np.ndarray], Inputs],
-        forward: Callable[[Any], Features],
+        read: ReadInputs,
+        forward: Forward,
         rows: np.ndarray,
         unit: Unit,
     ) -> list[Rows]:
@@ -149,7 +161,7 @@ class _RowEncoder:
 
 @torch.no_grad()
 def embed(
-    forward: Callable[[Any], Features],
+    forward: Forward,
     inputs: Inputs,
     device: torch.device | str,
 ) -> Rows:
@@ -163,18 +175,18 @@ def embed(
     Returns:
         float32 ``[n, d]`` by head, L2-normalised.
     """
-    inputs_on_device = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
-    features = forward(inputs_on_device)
+    features = forward(to_device(inputs, device))
     embeddings: Rows = {}
     for head, head_features in zip(HEADS, features, strict=True):
-        embeddings[head] = unit_rows(head_features.float().cpu().numpy())
+        head_embeddings = head_features.float().cpu().numpy()
+        embeddings[head] = unit_rows(head_embeddings)
     return embeddings
 
 
 class _ByRows:
     """A reader of inputs, indexed by an array of rows as a worker pool expects."""
 
-    def __init__(self, read: Callable[[np.ndarray], Inputs]) -> None:
+    def __init__(self, read: ReadInputs) -> None:
         self._read = read
 
     def __getitem__(self, rows: np.ndarray) -> Inputs:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from cusa.train.loader import each_tensor
+from cusa.train.loader import each_tensor, to_device
 from cusa.train.student_inputs import Inputs
 
 Outputs = TypeVar("Outputs", bound=torch.Tensor | tuple[torch.Tensor, ...])
@@ -56,14 +56,13 @@ def encode_in_micro_batches(
     n_rows = _common_rows(tensors)
 
     def encode_on_device(micro_batch: Inputs, marker: torch.Tensor) -> Outputs:
-        def to_device(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(marker.device, non_blocking=True)
+        return encode(to_device(micro_batch, marker.device))
 
-        return encode(each_tensor(micro_batch, to_device))
-
+    if device is None:
+        device = tensors[0].device
     # checkpoint keeps the random states of the devices that its arguments are on: this empty tensor
     # names the device.
-    marker = torch.empty(0, device=device or tensors[0].device)
+    marker = torch.empty(0, device=device)
     outputs: list[Outputs] = []
     for start in range(0, n_rows, size):
         rows_of_micro_batch = slice(start, start + size)
@@ -76,10 +75,10 @@ def encode_in_micro_batches(
 def _common_rows(tensors: Sequence[torch.Tensor]) -> int:
     """Return the number of rows that all inputs have."""
     row_counts = [len(tensor) for tensor in tensors]
-    n_rows = row_counts[0]
-    if len(set(row_counts)) != 1 or n_rows == 0:
+    are_equal = len(set(row_counts)) == 1
+    if not are_equal or row_counts[0] == 0:
         raise ValueError(f"inputs must have equally many rows and at least one, got {row_counts}")
-    return n_rows
+    return row_counts[0]
 
 
 def _joined(outputs: Sequence[Any], n_rows: int) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from cusa.data.errors import CusaError, WorkerError
 from cusa.train.commands import resume_command
@@ -79,14 +81,15 @@ class RunKeeper:
     def checkpoint_is_due(self) -> bool:
         """Tell whether a checkpoint is due after the last step."""
         step = self._progress.step
+        train = self._setup.config.train
         if step == self.saved_step:
             return False
-        steps = self._setup.config.train.checkpoint_steps
-        if steps is not None and step % steps == 0:
+        if train.checkpoint_steps and step % train.checkpoint_steps == 0:
             return True
-        minutes = self._setup.config.train.checkpoint_minutes
+        if train.checkpoint_minutes is None:
+            return False
         seconds = time.monotonic() - self._saved_at
-        return minutes is not None and seconds >= 60 * minutes
+        return seconds >= 60 * train.checkpoint_minutes
 
     def save_checkpoint(
         self,
@@ -102,29 +105,40 @@ class RunKeeper:
             is_validated: Whether to save even if there is a checkpoint of this step, to record the
                 validation.
         """
-        progress = self._progress
+        step = self._progress.step
         # Each process draws its own dropout masks.
         random_states = self._processes.everyones(self._state.random_states())
-        if self._processes.leads and (progress.step != self.saved_step or is_validated):
-            tensors = self._state.tensors()
-            for rank, states in enumerate(random_states):
-                tensors |= with_prefix(f"rng.{rank}", states)
-            meta = {
-                "origin": self._origin(scores or {}).to_dict(),
-                "progress": asdict(progress),
-                "scaler": self._state.scaler(),
-            }
-            try:
-                self._checkpoints.save(progress.step, tensors, meta)
-                self.saved_step = progress.step
-            except OSError as error:
-                checkpoint = f"the checkpoint of step {progress.step}"
-                problem = f"{checkpoint} could not be written ({_reason(error)})"
-                self._warn(f"{problem}; that of step {self.saved_step} stays")
+        is_new = is_validated or step != self.saved_step
+        if is_new and self._processes.leads:
+            self._write_checkpoint(scores or {}, random_states)
             self._save_session()
         # Only the leading process knows whether the write succeeded.
-        self.saved_step = self._processes.everyones(self.saved_step)[0]
+        saved_steps = self._processes.everyones(self.saved_step)
+        self.saved_step = saved_steps[0]
         self._saved_at = time.monotonic()
+
+    def _write_checkpoint(
+        self,
+        scores: Mapping[str, float],
+        random_states: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Write a checkpoint with the random states of every process, by rank."""
+        step = self._progress.step
+        tensors = self._state.tensors()
+        for rank, states in enumerate(random_states):
+            tensors |= with_prefix(f"rng.{rank}", states)
+        metadata = {
+            "origin": self._origin(scores).to_dict(),
+            "progress": asdict(self._progress),
+            "scaler": self._state.scaler(),
+        }
+        try:
+            self._checkpoints.save(step, tensors, metadata)
+        except OSError as error:
+            problem = f"the checkpoint of step {step} could not be written ({_reason(error)})"
+            self._warn(f"{problem}; that of step {self.saved_step} stays")
+            return
+        self.saved_step = step
 
     def _save_session(self) -> None:
         try:
@@ -135,8 +149,9 @@ class RunKeeper:
     def save_best(self, scores: Mapping[str, float]) -> bool:
         """Save the student as the best one so far; return whether that succeeded."""
         origin = self._origin(scores)
+        weights_file = self._best_folder / WEIGHTS_FILE
         try:
-            save_student(self._best_folder / WEIGHTS_FILE, self._setup.step.student, origin)
+            save_student(weights_file, self._setup.step.student, origin)
             write_card(self._best_folder, origin)
         except OSError as error:
             moment = self._setup.length.moment(self._progress.step)
@@ -177,16 +192,16 @@ class RunKeeper:
         if self.saved_step < self._progress.step:
             problem = "training is done, but its end could not be saved; make room"
             return self.with_resume_command(problem)
-        if self._lost_step:
-            length = self._setup.length
-            lost_moment = length.moment(self._lost_step)
-            lost = f"the student of {lost_moment}, the best one, could not be saved"
-            instead = f"{self._best_folder} holds no student"
-            if self._progress.best_step:
-                kept_moment = length.moment(self._progress.best_step)
-                instead = f"{self._best_folder} holds that of {kept_moment}"
-            return f"training is done, but {lost}; {instead}"
-        return ""
+        if not self._lost_step:
+            return ""
+        length = self._setup.length
+        lost_moment = length.moment(self._lost_step)
+        instead = f"{self._best_folder} holds no student"
+        if self._progress.best_step:
+            saved_moment = length.moment(self._progress.best_step)
+            instead = f"{self._best_folder} holds that of {saved_moment}"
+        lost = f"the student of {lost_moment}, the best one, could not be saved"
+        return f"training is done, but {lost}; {instead}"
 
 
 def _reason(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -109,7 +110,8 @@ class RunLength:
     def next_validation(self, progress: Progress) -> int:
         """Return the step that the next validation comes after: the current one if it is due."""
         first = max(progress.step, progress.validated_step + 1)
-        multiple = -(-first // self.between_validations) * self.between_validations
+        n_validations = math.ceil(first / self.between_validations)
+        multiple = n_validations * self.between_validations
         return min(multiple, self.total)
 
     def refuse_contradictory(self, progress: Progress) -> None:
@@ -118,8 +120,8 @@ class RunLength:
         Raises:
             RunError: If its steps contradict each other; the message does not name the run.
         """
-        every = self.between_validations
-        next_multiple = (progress.validated_step // every + 1) * every
+        interval = self.between_validations
+        next_multiple = (progress.validated_step // interval + 1) * interval
         is_in_order = progress.best_step <= progress.validated_step <= progress.step
         if not is_in_order or progress.step > next_multiple:
             raise RunError(
@@ -138,7 +140,7 @@ class RunLength:
         span = run_span(self.config)
         exceeding = f"{progress.step:,} steps are done"
         if span.unit == "epoch":
-            n_epochs = -(-progress.step // self.steps_per_epoch)
+            n_epochs = math.ceil(progress.step / self.steps_per_epoch)
             exceeding = f"{n_epochs:,} epochs are begun"
         raise SettingError(
             f"--{span.unit}s {span.amount:,}: {exceeding} already; pass as many or more",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,15 +39,11 @@ class Batch:
 
     def to(self, device: torch.device, with_inputs: bool = True) -> Batch:
         """Move the batch to a device; the student's inputs only if ``with_inputs``."""
-
-        def to_device(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=True)
-
         moved_fields = {}
         for field_name, value in vars(self).items():
             is_input = field_name in ("images", "texts")
             if with_inputs or not is_input:
-                moved_fields[field_name] = each_tensor(value, to_device)
+                moved_fields[field_name] = to_device(value, device)
         return replace(self, **moved_fields)
 
     def pin_memory(self) -> Batch:
@@ -72,6 +69,15 @@ def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     if isinstance(value, Mapping):
         return {name: change(tensor) for name, tensor in value.items()}
     return change(value)
+
+
+def to_device(value: Any, device: torch.device | str) -> Any:
+    """Move a tensor, or each tensor of a mapping, to a device; ``None`` stays ``None``."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return each_tensor(value, move)
 
 
 def on_device(
@@ -142,7 +148,8 @@ class Pairs(Dataset[Batch]):
         left_out = np.unique(caption_rows).astype(np.int64)
         if len(image_rows):
             lacks_image = np.isin(split.caption_image, image_rows)
-            left_out = np.union1d(left_out, np.flatnonzero(lacks_image))
+            without_image = np.flatnonzero(lacks_image)
+            left_out = np.union1d(left_out, without_image)
         self.n_left_out = len(left_out)
         # For each row that is left out, how many rows before it are not.
         self._n_kept_before = left_out - np.arange(self.n_left_out)
@@ -242,24 +249,10 @@ class EpochOrder:
     def __iter__(self) -> Iterator[np.ndarray]:
         generator = np.random.default_rng([self.seed, self.epoch])
         permutation = generator.permutation(self.n_pairs)
-        n_in_batches = len(self) * self.batch_size * self.size
-        batches = permutation[:n_in_batches].reshape(-1, self.size, self.batch_size)
+        shape = (len(self), self.size, self.batch_size)
+        n_in_batches = math.prod(shape)
+        batches = permutation[:n_in_batches].reshape(shape)
         yield from batches[self.first :, self.rank]
-
-
-class Sources(NamedTuple):
-    """A split, and the reader of a student's inputs for it."""
-
-    split: Split
-    inputs: StudentInputs
-
-    @property
-    def lack_a_modality(self) -> bool:
-        """Return whether the split has no image, or no caption, with an input."""
-        no_image, no_text = self.inputs.missing()
-        lacks_images = len(no_image) == self.split.n_images
-        lacks_texts = len(no_text) == self.split.n_captions
-        return lacks_images or lacks_texts
 
 
 def next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, CusaError | None]:

@@ -26,8 +26,9 @@ def enough_memory(remedy: str, name: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_gpu = isinstance(error, torch.OutOfMemoryError)
-        if isinstance(error, RuntimeError) and not is_gpu and _CPU_ALLOCATOR not in str(error):
+        device = "this machine"
+        if isinstance(error, torch.OutOfMemoryError):
+            device = "the GPU"
+        elif isinstance(error, RuntimeError) and _CPU_ALLOCATOR not in str(error):
             raise
-        device = "the GPU" if is_gpu else "this machine"
         raise SettingError(f"not enough memory on {device}; {remedy}", name=name) from None

@@ -14,8 +14,12 @@ _FOLDER = importlib.resources.files("cusa.train") / "presets"
 
 def presets() -> list[str]:
     """List the names of the package's presets."""
-    paths = [Path(entry.name) for entry in _FOLDER.iterdir()]
-    return sorted(path.stem for path in paths if path.suffix == ".yaml")
+    names = []
+    for entry in _FOLDER.iterdir():
+        path = Path(entry.name)
+        if path.suffix == ".yaml":
+            names.append(path.stem)
+    return sorted(names)
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -24,6 +28,10 @@ def load_preset(name: str) -> dict[str, Any]:
     Raises:
         SettingError: If there is no preset of that name; the message lists them.
     """
-    if name not in presets():
-        raise SettingError(f"unknown preset {name!r}; legal: {', '.join(presets())}", name="preset")
-    return parse_yaml((_FOLDER / f"{name}.yaml").read_text(), f"preset {name}")
+    legal_names = presets()
+    if name not in legal_names:
+        raise SettingError(
+            f"unknown preset {name!r}; legal: {', '.join(legal_names)}", name="preset"
+        )
+    preset_file = _FOLDER / f"{name}.yaml"
+    return parse_yaml(preset_file.read_text(), f"preset {name}")

@@ -172,7 +172,11 @@ def _with_length_of(before: Config, config: Config) -> Config:
     optim = config.optim
     if optim.schedule_epochs is None and optim.schedule_steps is None:
         optim = _with_schedule(optim, before.optim.schedule_epochs, before.optim.schedule_steps)
-    train = replace(config.train, epochs=before.train.epochs, steps=before.train.steps)
+    train = replace(
+        config.train,
+        epochs=before.train.epochs,
+        steps=before.train.steps,
+    )
     return replace(config, optim=optim, train=train)
 
 
@@ -218,13 +222,7 @@ def restore_newest(
     newest, problems = Checkpoints(run_dir).newest()
     if newest is None:
         return Progress.start(), problems
-    n_before = newest.origin.processes
-    if n_before != processes.size:
-        raise RunError(
-            f"{run_dir} was begun by {n_before} processes and cannot go on with {processes.size}, "
-            f"whose batches would differ; start {n_before} (torchrun --nproc-per-node)",
-            path=run_dir,
-        )
+    _require_as_many(processes, newest.origin.processes, run_dir)
     # Each process draws its own dropout masks.
     random_states = without_prefix(f"rng.{processes.rank}", newest.tensors)
     try:
@@ -241,3 +239,12 @@ def restore_newest(
         raise RunError(message, path=run_dir) from None
     length.refuse_exceeded(progress)
     return progress, problems
+
+
+def _require_as_many(processes: Processes, n_before: int, run_dir: Path) -> None:
+    if n_before != processes.size:
+        raise RunError(
+            f"{run_dir} was begun by {n_before} processes and cannot go on with {processes.size}, "
+            f"whose batches would differ; start {n_before} (torchrun --nproc-per-node)",
+            path=run_dir,
+        )

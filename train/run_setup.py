@@ -104,7 +104,8 @@ def set_up_run(
     # Seed before anything is drawn: first the heads' weights, later dropout masks.
     torch.manual_seed(resolved.train.seed)
     with enough_memory(_SMALLER_STUDENT, "student.hidden_dim"):
-        initial = make_student(resolved, provenance, _student_folder(run_dir, resumed))
+        begun_in = _student_folder(run_dir, resumed)
+        initial = make_student(resolved, provenance, begun_in)
         provenance = _with_beginning(provenance, initial, resumed)
         data = open_training_data(
             store, val_store or store, resolved, provenance, initial.processors, processes
@@ -159,8 +160,8 @@ def _seed_masks(config: Config, processes: Processes) -> None:
     """Give each process dropout masks of its own, since it has pairs of its own."""
     if processes.rank == 0:
         return
-    sequence = np.random.SeedSequence([config.train.seed, processes.rank])
-    seed = sequence.generate_state(1, np.uint64)[0]
+    entropy = [config.train.seed, processes.rank]
+    [seed] = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     torch.manual_seed(int(seed))
 
 
@@ -200,7 +201,9 @@ def _with_beginning(
 def _footprint(step: TrainStep, data: TrainingData) -> Footprint:
     """Freeze the parameters that get no gradient, and measure the memory of a step."""
     device = next(step.parameters()).device
-    at_a_time = min(step.at_a_time or data.pairs_per_step, data.pairs_per_step)
+    at_a_time = data.pairs_per_step
+    if step.at_a_time is not None:
+        at_a_time = min(step.at_a_time, data.pairs_per_step)
     two_pairs = data.sample([0, 1]).to(device)
     # The same pairs twice: the difference is what two more pairs need.
     four_pairs = data.sample([0, 1, 0, 1]).to(device)

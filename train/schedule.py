@@ -38,10 +38,12 @@ def learning_rate(
     optim = config.optim
     time, warmup, duration = _times(step, steps_per_epoch, config)
     if time < warmup:
-        return min(optim.lr, optim.lr * (time + 1) / warmup)
+        warmup_rate = optim.lr * (time + 1) / warmup
+        return min(optim.lr, warmup_rate)
     progress = min(1.0, (time - warmup) / duration)
     cosine = math.cos(math.pi * progress)
-    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + cosine) / 2
+    above_min = (optim.lr - optim.min_lr) * (1 + cosine) / 2
+    return optim.min_lr + above_min
 
 
 def _times(
@@ -50,9 +52,12 @@ def _times(
     config: Config,
 ) -> tuple[int, float, float]:
     """Return the time of a step, and how long warm-up and cosine take; in steps or in epochs."""
+    warmup = warmup_span(config)
     n_steps = schedule_span(config).in_steps(steps_per_epoch)
     if config.optim.schedule == "epoch":
-        warmup_epochs = warmup_span(config).in_epochs(steps_per_epoch)
-        return step // steps_per_epoch, warmup_epochs, n_steps / steps_per_epoch
-    warmup_steps = warmup_span(config).in_steps(steps_per_epoch)
-    return step, warmup_steps, max(1, n_steps - 1 - warmup_steps)
+        epoch = step // steps_per_epoch
+        n_epochs = n_steps / steps_per_epoch
+        return epoch, warmup.in_epochs(steps_per_epoch), n_epochs
+    warmup_steps = warmup.in_steps(steps_per_epoch)
+    cosine_steps = max(1, n_steps - 1 - warmup_steps)
+    return step, warmup_steps, cosine_steps

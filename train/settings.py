@@ -46,7 +46,9 @@ def _as_number(value: Any) -> int | float:
         return float(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError("no number")
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value)
 
 
 def _as_whole_number(value: Any) -> int:
@@ -84,10 +86,9 @@ def settings(cls: type[T]) -> type[T]:
         The dataclass, whose instances raise a :class:`SettingError` with the field's name when one
         is made with an unknown name or an illegal value.
     """
-    checked = cast(
-        Any,
-        pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls),
-    )
+    config = ConfigDict(extra="forbid")
+    make_dataclass = pydantic.dataclasses.dataclass(frozen=True, config=config)
+    checked: Any = make_dataclass(cls)
     construct = checked.__init__
 
     @functools.wraps(construct)
@@ -118,7 +119,7 @@ def validate(cls: type[T], values: Any) -> T:
         raise _setting_error(cls, error, "setting ") from None
     except RecursionError:
         raise SettingError(
-            "the settings are nested too deeply; expected sections with settings below them",
+            "the settings are nested too deeply; expected sections with settings below them"
         ) from None
 
 
@@ -134,7 +135,9 @@ def _without_references(schema: dict[str, Any], definitions: dict[str, Any]) -> 
     fields = {}
     for name, field in schema.get("properties", {}).items():
         fields[name] = _without_references(field, definitions)
-    return {**schema, "properties": fields} if fields else schema
+    if not fields:
+        return schema
+    return {**schema, "properties": fields}
 
 
 def legal_values(schema: dict[str, Any]) -> str:
@@ -156,13 +159,19 @@ def legal_values(schema: dict[str, Any]) -> str:
         case "array":
             return f"a list of {', '.join(schema['items']['enum'])}, each at most once"
         case "string":
-            least = schema.get("minLength", 0)
-            length = f"{least} to" if least else "at most"
+            length = "at most"
+            if schema.get("minLength", 0):
+                length = f"{schema['minLength']} to"
             in_quotes = "(in quotes where it looks like a number)"
             return f"text of {length} {_MOST_CHARACTERS:,} characters {in_quotes}"
         case "integer" | "number" as kind:
-            bounds = [f"{words} {schema[key]:,}" for key, words in _BOUNDS.items() if key in schema]
-            return " ".join(["a whole number" if kind == "integer" else "a number", *bounds])
+            words = "a number"
+            if kind == "integer":
+                words = "a whole number"
+            for keyword, preposition in _BOUNDS.items():
+                if keyword in schema:
+                    words += f" {preposition} {schema[keyword]:,}"
+            return words
     return {"boolean": "true or false", "null": "null"}[schema["type"]]
 
 
@@ -175,14 +184,15 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
         fields = schema.get("properties")
         if fields is None:  # within a list
             break
-        section = names[:]
+        section = names.copy()
         name = str(step)
         # pydantic names a positional argument by its number.
         if not kind and not names and isinstance(step, int) and step < len(fields):
             name = list(fields)[step]
         names.append(name)
         if name not in fields:
-            legal = ", ".join(".".join([*section, field]) for field in fields)
+            legal_names = [".".join([*section, field]) for field in fields]
+            legal = ", ".join(legal_names)
             full_name = ".".join(names)
             return SettingError(f"unknown setting {full_name}; legal: {legal}", name=full_name)
         schema = fields[name]
@@ -201,7 +211,9 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
 
 def shortened(text: str) -> str:
     """Shorten a long text for a message to its beginning."""
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    return f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _shown(value: Any) -> str:

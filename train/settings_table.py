@@ -53,22 +53,30 @@ def _rows_below(
         if "properties" in field:
             yield from _rows_below(default, field, f"{prefix}{name}.", description)
             continue
-        text = _as_yaml(default)
-        yield SettingRow(f"{prefix}{name}", text, legal_values(field), description)
+        yield SettingRow(
+            name=f"{prefix}{name}",
+            default=_as_yaml(default),
+            legal=legal_values(field),
+            description=description,
+        )
 
 
 def _as_yaml(value: Any) -> str:
     """Format a setting's value as ``--set`` takes it."""
     if isinstance(value, tuple):
         value = list(value)
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    text = yaml.safe_dump(value, default_flow_style=True)
+    return text.removesuffix("...\n").strip()
 
 
 def _descriptions(docstring: str) -> dict[str, str]:
     """Read the descriptions of a class's fields from its docstring: a line of Markdown each."""
     docstring = _ROLE.sub("", docstring)
     docstring = docstring.replace("``None``", "`null`").replace("``", "`")
-    return {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(docstring)}
+    descriptions = {}
+    for name, text in _ATTRIBUTE.findall(docstring):
+        descriptions[name] = " ".join(text.split())
+    return descriptions
 
 
 def preset_settings(preset: str) -> dict[str, str]:
@@ -140,7 +148,8 @@ def _presets_markdown() -> str:
         names |= dict.fromkeys(settings)
     rows = []
     for name in names:
-        rows.append([f"`{name}`", *(settings.get(name, "") for settings in columns)])
+        cells = [settings.get(name, "") for settings in columns]
+        rows.append([f"`{name}`", *cells])
     return _table(head, rows)
 
 

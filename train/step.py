@@ -134,7 +134,8 @@ def prepare_step(
     # Scale the difference: some memory, such as autocast's copies of the weights, is needed once
     # for any number of pairs.
     bytes_of_more = (bytes_of_four - bytes_of_two) * (pairs_at_a_time - 2) // 2
-    return Footprint(_freeze_unused(step), bytes_of_two + bytes_of_more)
+    state_bytes = _freeze_unused(step)
+    return Footprint(state_bytes, bytes_of_two + bytes_of_more)
 
 
 def _freeze_unused(step: TrainStep) -> int:
@@ -144,8 +145,10 @@ def _freeze_unused(step: TrainStep) -> int:
         is_trained = parameter.grad is not None
         parameter.requires_grad_(is_trained)
         parameter.grad = None
-        copies = 4 if is_trained else 1  # itself, its gradient and AdamW's two moments
-        n_bytes += copies * parameter.numel() * parameter.element_size()
+        n_copies = 1
+        if is_trained:
+            n_copies = 4  # itself, its gradient and AdamW's two moments
+        n_bytes += n_copies * parameter.numel() * parameter.element_size()
     return n_bytes
 
 
@@ -155,12 +158,16 @@ def _activation_bytes(step: TrainStep, batch: Batch) -> int:
     The parameters keep the gradients.
     """
     bytes_by_address = {}
-    addresses = {parameter.untyped_storage().data_ptr() for parameter in step.parameters()}
+    parameter_addresses = set()
+    for parameter in step.parameters():
+        storage = parameter.untyped_storage()
+        parameter_addresses.add(storage.data_ptr())
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in addresses:
-            bytes_by_address[storage.data_ptr()] = storage.nbytes()
+        address = storage.data_ptr()
+        if address not in parameter_addresses:
+            bytes_by_address[address] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
@@ -186,9 +193,12 @@ def make_optimizer(
     decayed: dict[str, nn.Parameter] = {}
     not_decayed: dict[str, nn.Parameter] = {}
     for name, parameter in step.named_parameters():
-        if parameter.requires_grad:
-            group = decayed if parameter.ndim >= 2 else not_decayed
-            group[name] = parameter
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim >= 2:
+            decayed[name] = parameter
+        else:
+            not_decayed[name] = parameter
     optim = config.optim
     groups = [
         {"params": [*decayed.values()], "weight_decay": optim.weight_decay},

@@ -108,7 +108,9 @@ def _heads(feature_dim: int, embed_dim: int) -> nn.ModuleDict:
 
 
 def _both_heads(heads: nn.ModuleDict, features: torch.Tensor) -> Features:
-    return Features(*(heads[head_name](features) for head_name in HEADS))
+    cross = heads["cross"](features)
+    uni = heads["uni"](features)
+    return Features(cross, uni)
 
 
 def adapter_student(
@@ -123,14 +125,16 @@ def adapter_student(
         image_dim: Dimension of the stored image embeddings.
         text_dim: Dimension of the stored text embeddings.
     """
+    hidden_dim = config.hidden_dim
 
     def trunk(dim: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Linear(dim, config.hidden_dim), nn.GELU(), nn.Dropout(config.dropout)
-        )
+        linear = nn.Linear(dim, hidden_dim)
+        dropout = nn.Dropout(config.dropout)
+        return nn.Sequential(linear, nn.GELU(), dropout)
 
-    hidden = config.hidden_dim
-    return Student(trunk(image_dim), trunk(text_dim), hidden, hidden, config.embed_dim)
+    image_trunk = trunk(image_dim)
+    text_trunk = trunk(text_dim)
+    return Student(image_trunk, text_trunk, hidden_dim, hidden_dim, config.embed_dim)
 
 
 @dataclass(frozen=True)
@@ -348,7 +352,8 @@ class _Tower(nn.Module):
         if n_items == 1:
             return batch
         for number in range(n_items):
-            one_item = {name: values[number : number + 1] for name, values in inputs.items()}
+            only_row = slice(number, number + 1)
+            one_item = {name: values[only_row] for name, values in inputs.items()}
             try:
                 self._features(one_item)
             except Exception:
@@ -369,11 +374,12 @@ def _probed_dims(
         ValueError: If the model's inputs or features cannot be used; says why.
     """
     generator = np.random.default_rng(0)
-    noise = generator.integers(0, 256, (*_PROBE_SIZES[0], 3)).astype(np.uint8)
-    pixels = [processors.pixels([Image.fromarray(noise)])]
-    for size in _PROBE_SIZES:
-        pixels.append(processors.pixels([Image.new("RGB", size)]))
-    shapes = {tuple(picture.shape) for picture in pixels}
+    shape = (*_PROBE_SIZES[0], 3)
+    noise = generator.integers(0, 256, shape).astype(np.uint8)
+    pictures = [Image.fromarray(noise)]
+    pictures += [Image.new("RGB", size) for size in _PROBE_SIZES]
+    pixels = [processors.pixels([picture]) for picture in pictures]
+    shapes = {tuple(picture_pixels.shape) for picture_pixels in pixels}
     if len(shapes) > 1:
         raise ValueError(
             "its image processor makes pictures of varying size, which do not fit into batches; "

@@ -52,11 +52,13 @@ class StoredInputs:
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
         """Read float32 ``[n, image_dim]``."""
-        return torch.from_numpy(self.image_encoder.gather(rows)).float()
+        stored_rows = self.image_encoder.gather(rows)
+        return torch.from_numpy(stored_rows).float()
 
     def texts(self, rows: np.ndarray) -> torch.Tensor:
         """Read float32 ``[n, text_dim]``."""
-        return torch.from_numpy(self.text_encoder.gather(rows)).float()
+        stored_rows = self.text_encoder.gather(rows)
+        return torch.from_numpy(stored_rows).float()
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the image rows and the caption rows that ``cusa-precompute`` skipped."""
@@ -96,7 +98,10 @@ class FileInputs:
     def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Normalise and tokenise captions: int64 ``[n, length]`` by name of the model's input."""
         normalize = normalizer(self.normalizer_name)
-        captions = [normalize(self.split.captions[row]) for row in rows.tolist()]
+        captions = []
+        for row in rows.tolist():
+            caption = self.split.captions[row]
+            captions.append(normalize(caption))
         return self.processors.tokens(captions)
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:

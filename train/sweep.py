@@ -27,6 +27,7 @@ _SCORES = (
     "rsum",
 )
 _Scores = dict[str, dict[str, float]]  # by student ("best" or "last"), then by name
+_Values = tuple[tuple[str, str], ...]  # by axis
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,13 @@ class Cell:
     @property
     def name(self) -> str:
         """Return the name of the run's folder."""
-        return "_".join(f"{axis}-{file_name(value)}" for axis, value in self.values.items())
+        axis_names = []
+        for axis, value in self.values.items():
+            axis_names.append(f"{axis}-{file_name(value)}")
+        return "_".join(axis_names)
 
     @property
-    def without_seed(self) -> tuple[tuple[str, str], ...]:
+    def without_seed(self) -> _Values:
         """Return its values without the seed: runs that differ only in their seed share them."""
         values = dict(self.values)
         for seed_name in ("seed", SHORT["seed"]):
@@ -155,8 +159,8 @@ class Row:
 
     values: Mapping[str, str]
     n: int
-    mean: Mapping[str, Mapping[str, float]] | None
-    std: Mapping[str, Mapping[str, float]] | None
+    mean: _Scores | None
+    std: _Scores | None
 
 
 def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
@@ -170,11 +174,12 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
         RunError: If a run lacks scores of the validation split.
     """
     runs = []
-    scores_by_values: dict[tuple[tuple[str, str], ...], list[_Scores | None]] = {}
+    scores_by_values: dict[_Values, list[_Scores | None]] = {}
     for cell in cells:
         scores = _read_scores(folder / cell.name)
         runs.append({"run": cell.name, **cell.values, "val": scores})
-        scores_by_values.setdefault(cell.without_seed, []).append(scores)
+        scores_of_row = scores_by_values.setdefault(cell.without_seed, [])
+        scores_of_row.append(scores)
 
     rows = []
     for shared_values, run_scores in scores_by_values.items():
@@ -206,9 +211,11 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """Format the best students' scores, and RSUM at the end, as a Markdown table."""
     columns = [*rows[0].values, "runs"]
     if validated(rows):
-        columns += [score.replace("_r", " R@") for score in _SCORES[:-1]]
+        recalls = _SCORES[:-1]
+        columns += [recall.replace("_r", " R@") for recall in recalls]
         columns += ["RSUM, best student", "RSUM, at the end"]
-    lines = [_markdown_line(columns), "|" + "---|" * len(columns)]
+    rule = "|" + "---|" * len(columns)
+    lines = [_markdown_line(columns), rule]
     for row in rows:
         cells = [*row.values.values(), str(row.n), *figures(row)]
         lines.append(_markdown_line(cells))
@@ -242,8 +249,10 @@ def figures(row: Row) -> list[str]:
 def _read_scores(run_dir: Path) -> _Scores | None:
     """Read a run's best and its last scores; ``None`` without a validation split."""
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "val"]
-    if not lines and load_run(run_dir)[0].data.val_split is None:
-        return None
+    if not lines:
+        config, _ = load_run(run_dir)
+        if config.data.val_split is None:
+            return None
     best_lines = [line for line in lines if line["best"]]
     try:
         return {

@@ -50,11 +50,13 @@ class TeacherQueue(nn.Module):
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        is_whole = isinstance(size, int) and not isinstance(size, bool)
+        if not is_whole or size < 1:
             raise SettingError(f"size must be a whole number from 1, got {size!r}", name="size")
         self.gather = gather
         self._group = group
-        self.register_buffer("caption_rows", torch.full((size,), _EMPTY))
+        empty_slots = torch.full((size,), _EMPTY)
+        self.register_buffer("caption_rows", empty_slots)
         self.register_buffer("next_slot", torch.tensor(0))
 
     def candidates(
@@ -87,9 +89,13 @@ class TeacherQueue(nn.Module):
         is_filled = queued_rows != _EMPTY
         # An empty slot needs a row that can be looked up, and the batch's can.
         slot_rows = np.where(is_filled, queued_rows, batch_rows[0])
-        rows = teachers.rows(np.concatenate([batch_rows, slot_rows]), device)
-        mask = np.concatenate([np.ones(len(batch_rows), bool), is_filled])
-        return rows, torch.from_numpy(mask).to(device or "cpu", non_blocking=True)
+        candidate_rows = np.concatenate([batch_rows, slot_rows])
+        teacher_batch = teachers.rows(candidate_rows, device)
+
+        is_in_batch = np.ones(len(batch_rows), bool)
+        is_candidate = np.concatenate([is_in_batch, is_filled])
+        mask = torch.from_numpy(is_candidate)
+        return teacher_batch, mask.to(device or "cpu", non_blocking=True)
 
     def enqueue(self, caption_rows: ArrayLike | Tensor) -> None:
         """Put the pairs of a batch into the queue, in place of the oldest ones.
@@ -106,17 +112,22 @@ class TeacherQueue(nn.Module):
         batch_rows = caption_row_numbers(caption_rows)
         if len(batch_rows) and batch_rows.min() < 0:
             raise IndexError(f"caption rows must be from 0, not {batch_rows.min():,}")
-        rows = torch.from_numpy(batch_rows).to(self.caption_rows.device)
-        group = GatherGroup.if_several(self._group) if self.gather else None
+        device = self.caption_rows.device
+        rows = torch.from_numpy(batch_rows).to(device)
+        group = None
+        if self.gather:
+            group = GatherGroup.if_several(self._group)
         if group is not None:
             group.agree([rows[:, None]], None, None)
             rows = group.all_rows(rows)
+        n_pairs = len(rows)
         size = len(self.caption_rows)
-        if len(rows) > size:
+        if n_pairs > size:
             raise DataError(
-                f"{len(rows):,} pairs do not fit into a queue of {size:,}; make it larger",
+                f"{n_pairs:,} pairs do not fit into a queue of {size:,}; make it larger",
                 name="caption_rows",
             )
-        slots = (self.next_slot + torch.arange(len(rows), device=rows.device)) % size
+        offsets = torch.arange(n_pairs, device=device)
+        slots = (self.next_slot + offsets) % size
         self.caption_rows[slots] = rows
-        self.next_slot.copy_((self.next_slot + len(rows)) % size)
+        self.next_slot.copy_((self.next_slot + n_pairs) % size)

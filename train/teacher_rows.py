@@ -73,7 +73,9 @@ class Teachers:
             )
 
     def rows(
-        self, caption_rows: ArrayLike | torch.Tensor, device: torch.device | str | None = None
+        self,
+        caption_rows: ArrayLike | torch.Tensor,
+        device: torch.device | str | None = None,
     ) -> TeacherBatch:
         """Return the teachers' rows for captions and their images.
 
@@ -86,19 +88,21 @@ class Teachers:
             IndexError: If a row is out of range, or they are no whole numbers in one dimension.
             DataError: If a teacher skipped an image or caption of the batch; names the first.
         """
-        captions = caption_row_numbers(caption_rows)
-        if captions.size and (captions.min() < 0 or captions.max() >= self.split.n_captions):
-            raise IndexError(
-                f"caption rows must be from 0 to {self.split.n_captions - 1:,}, not "
-                f"{captions.min():,} to {captions.max():,}"
-            )
-        images = np.asarray(self.split.caption_image)[captions]
-        image_rows = _gather(self._image, images, "image", self.split.image_ids)
-        text_rows = _gather(self._text, captions, "caption", self.split.caption_ids)
+        split = self.split
+        row_numbers = caption_row_numbers(caption_rows)
+        _require_in_range(row_numbers, split.n_captions)
+        image_numbers = np.asarray(split.caption_image)[row_numbers]
+        image = text = None
+        if self._image is not None:
+            image_rows = _gather(self._image, image_numbers, "image", split.image_ids)
+            image = _on_device(image_rows, device)
+        if self._text is not None:
+            text_rows = _gather(self._text, row_numbers, "caption", split.caption_ids)
+            text = _on_device(text_rows, device)
         return TeacherBatch(
-            image=_on(device, image_rows),
-            text=_on(device, text_rows),
-            image_ids=torch.from_numpy(images).to(device or "cpu", non_blocking=True),
+            image=image,
+            text=text,
+            image_ids=_on_device(image_numbers, device),
         )
 
     @property
@@ -108,7 +112,8 @@ class Teachers:
         if self._text is not None:
             is_trainable[self._text.skipped] = False
         if self._image is not None:
-            is_trainable &= ~np.isin(self.split.caption_image, self._image.skipped)
+            lacks_image = np.isin(self.split.caption_image, self._image.skipped)
+            is_trainable &= ~lacks_image
         return np.flatnonzero(is_trainable)
 
 
@@ -123,8 +128,22 @@ def caption_row_numbers(rows: ArrayLike | torch.Tensor) -> np.ndarray:
     return row_vector(rows)
 
 
+def _require_in_range(row_numbers: np.ndarray, n_captions: int) -> None:
+    if not row_numbers.size:
+        return
+    least = row_numbers.min()
+    greatest = row_numbers.max()
+    if least < 0 or greatest >= n_captions:
+        raise IndexError(
+            f"caption rows must be from 0 to {n_captions - 1:,}, not {least:,} to {greatest:,}"
+        )
+
+
 def _rows_of_teacher(
-    store: EmbeddingStore, split: str, modality: str, name: str | None
+    store: EmbeddingStore,
+    split: str,
+    modality: str,
+    name: str | None,
 ) -> Embeddings | None:
     """Return the rows of a modality's teacher; ``None`` if none is named and the store has none."""
     modalities = {settings.modality for settings in store.teachers.values()}
@@ -138,31 +157,31 @@ def _rows_of_teacher(
 
 
 def _gather(
-    embeddings: Embeddings | None, rows: np.ndarray, kind: str, ids: Sequence[str]
-) -> np.ndarray | None:
+    embeddings: Embeddings,
+    row_numbers: np.ndarray,
+    kind: str,
+    ids: Sequence[str],
+) -> np.ndarray:
     """Return a teacher's rows, float16 or float32 ``[B, e]``, refusing those that it skipped."""
-    if embeddings is None:
-        return None
-    if len(embeddings.skipped):
-        skipped = rows[np.isin(rows, embeddings.skipped)]
-        if len(skipped):
-            skipped_id = ids[int(skipped[0])]
-            raise DataError(
-                f"{kind} {skipped_id!r} has no row: its teacher skipped it; leave such pairs out "
-                "(Teachers.trainable_captions has the others)",
-                name=skipped_id,
-            )
-    return embeddings.gather(rows)
+    is_skipped = np.isin(row_numbers, embeddings.skipped)
+    if is_skipped.any():
+        first_skipped = row_numbers[is_skipped][0]
+        skipped_id = ids[int(first_skipped)]
+        raise DataError(
+            f"{kind} {skipped_id!r} has no row: its teacher skipped it; leave such pairs out "
+            "(Teachers.trainable_captions has the others)",
+            name=skipped_id,
+        )
+    return embeddings.gather(row_numbers)
 
 
-def _on(device: torch.device | str | None, rows: np.ndarray | None) -> torch.Tensor | None:
-    if rows is None:
-        return None
+def _on_device(rows: np.ndarray, device: torch.device | str | None) -> torch.Tensor:
     return torch.from_numpy(rows).to(device or "cpu", non_blocking=True)
 
 
 def collate_joined(
-    batch: Sequence[tuple[Any, int]], collate: Callable[[list[Any]], Any] = default_collate
+    batch: Sequence[tuple[Any, int]],
+    collate: Callable[[list[Any]], Any] = default_collate,
 ) -> tuple[Any, torch.Tensor]:
     """Collate items of a :class:`cusa.data.store.joined.JoinedDataset`.
 
@@ -174,6 +193,9 @@ def collate_joined(
         The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`: a tensor, so
         that whatever splits, pads or moves the items of a batch does the same with their rows.
     """
-    items = [item for item, _ in batch]
-    caption_rows = [caption_row for _, caption_row in batch]
+    items = []
+    caption_rows = []
+    for item, caption_row in batch:
+        items.append(item)
+        caption_rows.append(caption_row)
     return collate(items), torch.tensor(caption_rows, dtype=torch.int64)

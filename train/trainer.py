@@ -91,20 +91,22 @@ class Trainer:
     def _restore(self, resumed: BegunRun) -> None:
         """Restore the newest checkpoint of a resumed run."""
         setup = self.setup
-        self.progress, problems = restore_newest(
-            setup.run_dir, self.state, setup.processes, setup.length
-        )
-        notes = [resumed.note(setup.length), read_history(setup.run_dir).note]
-        self.notes += filter(None, [*notes, *problems])
+        run_dir = setup.run_dir
+        self.progress, problems = restore_newest(run_dir, self.state, setup.processes, setup.length)
+        length_note = resumed.note(setup.length)
+        history_note = read_history(run_dir).note
+        self.notes += filter(None, [length_note, history_note, *problems])
 
     @property
     def finished(self) -> bool:
         """Return whether the last step is validated, or patience has run out since the best one."""
         progress = self.progress
+        patience = self.setup.config.train.patience
         if progress.validated_step >= self.setup.length.total:
             return True
-        patience = self.setup.config.train.patience
-        return patience is not None and progress.validations_since_best >= patience
+        if patience is None:
+            return False
+        return progress.validations_since_best >= patience
 
     def fit(
         self,
@@ -127,14 +129,15 @@ class Trainer:
         if processes.leads:
             self._reporters = reporters
         self._check_stop = check_stop
-        # Only the leading process takes the lock; all_or_none tells the others if it fails.
-        with closing(self._worker_pool()) as pool, ExitStack() as run_lock:
+        with ExitStack() as contexts:
+            pool = contexts.enter_context(closing(self._worker_pool()))
+            # Only the leading process takes the lock; all_or_none tells the others if it fails.
             with processes.all_or_none():
                 if processes.leads:
-                    run_lock.enter_context(FolderLock(setup.run_dir))
-            run_lock.enter_context(report_end(self._reporters))
+                    contexts.enter_context(FolderLock(setup.run_dir))
+            contexts.enter_context(report_end(self._reporters))
             self._begin()
-            batches = run_lock.enter_context(closing(self._batches(pool)))
+            batches = contexts.enter_context(closing(self._batches(pool)))
             while not self.finished:
                 next_validation = setup.length.next_validation(self.progress)
                 self._train_to(next_validation, batches)
@@ -156,37 +159,43 @@ class Trainer:
         """Check that all processes are at the same step, and write the run's first files."""
         setup = self.setup
         processes = setup.processes
-        progress = self.progress
-        positions = processes.everyones((progress.step, progress.validated_step))
-        if len(set(positions)) > 1:
-            raise RunError(
-                "the processes have read different checkpoints; make the same "
-                f"{setup.run_dir} visible to all of them",
-                path=setup.run_dir,
-            )
+        self._require_same_step()
         # Only now: DDP copies the leading process's weights to all, which would hide a difference.
         if processes.size > 1:
             self._module = DistributedDataParallel(setup.step)
         if processes.leads:
             self.keeper.begin()
         if setup.resumed is not None:
-            change = setup.resumed.change(progress, setup.length)
+            change = setup.resumed.change(self.progress, setup.length)
             if change:
                 self.keeper.log(change)
         for reporter in self._reporters:
             reporter.started(self)
 
+    def _require_same_step(self) -> None:
+        """Refuse processes that have not all restored the same checkpoint."""
+        run_dir = self.setup.run_dir
+        own_steps = (self.progress.step, self.progress.validated_step)
+        steps_of_all = self.setup.processes.everyones(own_steps)
+        if len(set(steps_of_all)) > 1:
+            raise RunError(
+                "the processes have read different checkpoints; make the same "
+                f"{run_dir} visible to all of them",
+                path=run_dir,
+            )
+
     def _batches(self, pool: WorkerPool[Batch]) -> Generator[Batch, None, None]:
         """Yield the batches of all remaining steps, epoch by epoch, on the device."""
         data = self.setup.data
-        first = self.progress.step
+        device = self.setup.processes.device
         # Inputs that are encoded a few at a time are also moved to the device a few at a time.
-        whole_inputs = self.setup.step.at_a_time is None
+        with_inputs = self.setup.step.at_a_time is None
+        epoch, first_step = divmod(self.progress.step, data.steps_per_epoch)
         while True:
-            epoch, first_step = divmod(first, data.steps_per_epoch)
             with closing(data.batches(pool, epoch, first_step)) as read_batches:
-                yield from on_device(read_batches, self.setup.processes.device, whole_inputs)
-            first = (epoch + 1) * data.steps_per_epoch
+                yield from on_device(read_batches, device, with_inputs)
+            epoch += 1
+            first_step = 0
 
     def _train_to(self, last_step: int, batches: Iterator[Batch]) -> None:
         """Take steps up to one that is to be validated."""
@@ -199,7 +208,7 @@ class Trainer:
             agree_to_go_on(processes, self.keeper, self._check_stop, fault, not_finite)
             assert batch is not None  # without one there is a fault
             not_finite = self._train_on(batch)
-        agree_to_go_on(processes, self.keeper, self._check_stop, not_finite=not_finite)
+        agree_to_go_on(processes, self.keeper, self._check_stop, None, not_finite)
 
     def _train_on(self, batch: Batch) -> str:
         """Take one step.
@@ -210,8 +219,9 @@ class Trainer:
         """
         setup = self.setup
         image_ids = setup.data.image_ids
-        step_number = self.progress.step + 1
-        rate = learning_rate(self.progress.step, setup.data.steps_per_epoch, setup.config)
+        steps_done = self.progress.step
+        step_number = steps_done + 1
+        rate = learning_rate(steps_done, setup.data.steps_per_epoch, setup.config)
         try:
             with enough_memory(_SMALLER_BATCHES, "train.batch_size"):
                 terms: LossTerms = self._module(batch)
@@ -226,9 +236,11 @@ class Trainer:
             return why_not_finite(setup.step, batch, terms, image_ids, step_number)
 
         self.progress.step = step_number
-        is_logged = step_number == 1 or step_number % setup.config.train.log_every == 0
+        is_due = step_number % setup.config.train.log_every == 0
+        is_logged = is_due or step_number == 1
         if is_logged and setup.processes.leads:
-            self._report(self._figures.measure(terms, rate))
+            metrics = self._figures.measure(terms, rate)
+            self._report(metrics)
         return ""
 
     def _report(self, metrics: dict[str, Any]) -> None:

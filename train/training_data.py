@@ -11,11 +11,11 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.data.tars.order import SetOrder
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.assemble import student_sources, validation_sources
 from cusa.train.config import Config
-from cusa.train.loader import Batch, EpochOrder, Pairs, Sources, pairs_per_step
+from cusa.train.loader import Batch, EpochOrder, Pairs, pairs_per_step
 from cusa.train.processes import Processes
 from cusa.train.saving.provenance import Provenance
+from cusa.train.sources import Sources, student_sources, validation_sources
 from cusa.train.stores import Store
 from cusa.train.student import Processors
 from cusa.train.tars.opened import open_tar_pairs
@@ -141,8 +141,11 @@ def _open_pairs(
     """Open the trainable pairs of a store, and the ids of their images."""
     split = config.data.train_split
     sources = student_sources(store, split, config, _encoder_names(provenance), processors)
-    teachers = [store.embeddings(stored.name, split) for stored in provenance.teachers.values()]
-    return Pairs(*sources, teachers), sources.split.image_ids
+    teachers = []
+    for stored_teacher in provenance.teachers.values():
+        teachers.append(store.embeddings(stored_teacher.name, split))
+    pairs = Pairs(sources.split, sources.inputs, teachers)
+    return pairs, sources.split.image_ids
 
 
 def _order(

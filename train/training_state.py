@@ -57,11 +57,11 @@ class TrainingState:
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._greatest_norm)
+        gradient_norm = nn.utils.clip_grad_norm_(self._parameters, self._greatest_norm)
         is_finite = torch.isfinite(loss.detach())
         # In fp16, the scaler checks the gradient.
         if not self._scaler.is_enabled():
-            is_finite &= torch.isfinite(norm)
+            is_finite &= torch.isfinite(gradient_norm)
         if not is_finite:  # the only wait for the GPU, after everything slow has been queued
             return False
         self._scaler.step(self._optimizer)
@@ -70,13 +70,15 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return by name the tensors that are the same in every process."""
-        state = self._optimizer.state_dict()["state"]
+        student_weights = self._step.student.state_dict()
+        loss_weights = self._step.loss.state_dict()
+        optimizer_state = self._optimizer.state_dict()["state"]
         moments: dict[str, Tensor] = {}
-        for number, parameter_moments in state.items():
+        for number, parameter_moments in optimizer_state.items():
             moments |= with_prefix(self._names[number], parameter_moments)
         return {
-            **with_prefix("student", self._step.student.state_dict()),
-            **with_prefix("loss", self._step.loss.state_dict()),
+            **with_prefix("student", student_weights),
+            **with_prefix("loss", loss_weights),
             **with_prefix("optimizer", moments),
         }
 
@@ -108,14 +110,16 @@ class TrainingState:
             RunError: If the state is of another student, loss, optimizer or precision; nothing is
                 restored then.
         """
-        student = without_prefix("student", tensors)
-        loss = without_prefix("loss", tensors)
+        student_weights = without_prefix("student", tensors)
+        loss_weights = without_prefix("loss", tensors)
         moments = without_prefix("optimizer", tensors)
+        student = self._step.student
+        loss = self._step.loss
         problem = (
-            mismatch(student, self._step.student.state_dict())
-            or mismatch(loss, self._step.loss.state_dict())
+            mismatch(student_weights, student.state_dict())
+            or mismatch(loss_weights, loss.state_dict())
             or self._mismatch_of_moments(moments)
-            or self._mismatch_of_random_states(random_states)
+            or _mismatch_of_random_states(random_states)
         )
         if problem:
             raise RunError(f"the checkpoint is of another student ({problem}); was a file changed?")
@@ -125,22 +129,27 @@ class TrainingState:
             problem = first_line(error)
             raise RunError(f"the checkpoint is of another precision ({problem})") from None
         # Everything has been checked: nothing fails from here on.
-        self._step.student.load_state_dict(student)
-        self._step.loss.load_state_dict(loss)
+        student.load_state_dict(student_weights)
+        loss.load_state_dict(loss_weights)
         self._restore_optimizer(moments)
+        self._restore_random_states(random_states)
+
+    def _restore_random_states(self, random_states: Mapping[str, Tensor]) -> None:
         torch.set_rng_state(random_states["cpu"])
         if "cuda" in random_states and self._device.type == "cuda":
             torch.cuda.set_rng_state(random_states["cuda"], self._device)
 
     def _restore_optimizer(self, moments: Mapping[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in moments.items():
-            parameter_name, _, moment = name.rpartition(".")
+        moments_by_number: dict[int, dict[str, Tensor]] = {}
+        for full_name, tensor in moments.items():
+            parameter_name, _, moment_name = full_name.rpartition(".")
             number = self._names.index(parameter_name)
+            parameter_moments = moments_by_number.setdefault(number, {})
             # A copy: the loaded tensor maps the file, which the optimizer would write to.
-            state.setdefault(number, {})[moment] = tensor.clone()
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+            parameter_moments[moment_name] = tensor.clone()
+        state = self._optimizer.state_dict()
+        state["state"] = moments_by_number
+        self._optimizer.load_state_dict(state)
 
     def _mismatch_of_moments(self, moments: Mapping[str, Tensor]) -> str:
         """Describe what is wrong with AdamW's moments; before the first step, there are none."""
@@ -148,17 +157,17 @@ class TrainingState:
             return ""
         expected: dict[str, Tensor] = {}
         for name, parameter in zip(self._names, self._parameters, strict=True):
-            expected |= {
-                f"{name}.step": torch.zeros(()),
-                f"{name}.exp_avg": parameter,
-                f"{name}.exp_avg_sq": parameter,
-            }
+            expected[f"{name}.step"] = torch.zeros(())
+            expected[f"{name}.exp_avg"] = parameter
+            expected[f"{name}.exp_avg_sq"] = parameter
         return mismatch(moments, expected)
 
-    def _mismatch_of_random_states(self, states: Mapping[str, Tensor]) -> str:
-        try:
-            torch.Generator().set_state(states.get("cpu", torch.empty(0)))
-        except (RuntimeError, TypeError) as error:
-            # Its shape and dtype may be right, but its numbers none that the generator can have.
-            return f"rng is no state of the generator: {first_line(error)}"
-        return ""
+
+def _mismatch_of_random_states(states: Mapping[str, Tensor]) -> str:
+    cpu_state = states.get("cpu", torch.empty(0))
+    try:
+        torch.Generator().set_state(cpu_state)
+    except (RuntimeError, TypeError) as error:
+        # Its shape and dtype may be right, but its numbers none that the generator can have.
+        return f"rng is no state of the generator: {first_line(error)}"
+    return ""

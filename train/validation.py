@@ -10,10 +10,10 @@ from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import CusaError, RunError, Stopped
 from cusa.train.encode_split import encode_split
 from cusa.train.keeper import RunKeeper
-from cusa.train.loader import Sources
 from cusa.train.reporter import Reporter
 from cusa.train.run_setup import RunSetup
 from cusa.train.saving.run_progress import Progress
+from cusa.train.sources import Sources
 
 ValidationScores = Callable[[SplitEmbeddings], dict[str, float]]
 
@@ -51,8 +51,9 @@ class Validation:
             CusaError: If an input cannot be read or the split cannot be scored.
         """
         embeddings = None
-        if self.setup.data.val_sources is not None:
-            embeddings = self._encode(self.setup.data.val_sources, check_stop)
+        val_sources = self.setup.data.val_sources
+        if val_sources is not None:
+            embeddings = self._encode(val_sources, check_stop)
         # Save the student first, since the checkpoint records whether it is the best.
         scores, is_best = self._scores_and_best(embeddings)
         progress = self.progress
@@ -107,7 +108,8 @@ class Validation:
         with processes.all_or_none():
             if processes.leads and embeddings is not None:
                 scores = self._scores_of(embeddings)
-                is_best = progress.best_rsum is None or scores["rsum"] > progress.best_rsum
+                best_rsum = progress.best_rsum
+                is_best = best_rsum is None or scores["rsum"] > best_rsum
         if is_best and processes.leads:
             is_best = self.keeper.save_best(scores)
         return processes.everyones((scores, is_best))[0]

@@ -139,9 +139,9 @@ def _refuse_given(context: click.Context, names: Collection[str], subject: str) 
 )
 @click.option(
     "--caption",
-    metavar="txt|json:FIELD",
-    help="Tars: where captions are, the samples' .txt files or a field of their .json files.  "
-    "[default: txt]",
+    metavar="txt|json:FIELD|parquet:COLUMN",
+    help="Tars: where captions are, the samples' .txt files or a field of their .json files; of "
+    "Parquet files, a column.  [default: txt, or parquet:caption]",
 )
 @click.option(
     "--on-tar",
@@ -189,7 +189,9 @@ def main(context: click.Context, only_plan: bool, **options: Any) -> None:
     if are_tars(options["dataset"]):
         _precompute_tars(context, only_plan, options)
         return
-    _refuse_given(context, _ONLY_TARS, "this data set, only to WebDataset tars")
+    _refuse_given(
+        context, _ONLY_TARS, "this data set, only to WebDataset tars and patterns of Parquet files"
+    )
     for name in _ONLY_TARS:
         del options[name]
     from cusa.cli.precompute_output import print_outcome, print_plan

@@ -166,8 +166,14 @@ def audit(
     """
     from cusa.data.tars.verify import holds_set
 
-    run_teachers = _audit_set if holds_set(store_path) else _audit_store
-    audits = run_teachers(store_path, teachers, dataset, sample, seed, device)
+    if holds_set(store_path):
+        audits = _audit_set(store_path, teachers, dataset, sample, seed, device)
+    elif dataset:
+        raise SettingError(
+            f"--dataset is for sets of tars; {store_path} knows its images", name="dataset"
+        )
+    else:
+        audits = _audit_store(store_path, teachers, sample, seed, device)
 
     from cusa.cli.store_output import audits_table
 
@@ -183,17 +189,12 @@ def audit(
 def _audit_store(
     store_path: Path,
     teachers: Sequence[str],
-    dataset: Sequence[str],
     sample: int,
     seed: int,
     device: str,
 ) -> list[Audit]:
     from cusa.data.store.reader import EmbeddingStore
 
-    if dataset:
-        raise SettingError(
-            f"--dataset is for sets of tars; {store_path} knows its images", name="dataset"
-        )
     # Opened first, to report a mistyped store before libraries are imported.
     opened = EmbeddingStore(store_path)
     quiet_libraries()
@@ -220,12 +221,15 @@ def _audit_set(
     from cusa.data.tars.tar_set import TarSet
 
     opened = TarSet(folder)
-    if not dataset and opened.image_root is None:
+    if dataset:
+        tars = expand_tars(dataset)
+    elif opened.image_root is not None:
+        tars = [opened.tar_path(tar_name) for tar_name in opened.manifest.names]
+    else:
         raise SettingError(
             f"{location_text(folder)} does not say where its tars are; pass --dataset TARS",
             name="dataset",
         )
-    tars = expand_tars(dataset) if dataset else list(map(opened.tar_path, opened.manifest.names))
     sources: dict[str, str] = {}
     for spec in teachers or opened.teachers:
         teacher_name, _, source = spec.partition("=")
@@ -277,10 +281,12 @@ def index(folder: Path, dataset: tuple[str, ...], processes: int) -> None:
     from cusa.data.tars.manifest_building import build_manifest
     from cusa.data.tars.origin import record_origin
     from cusa.data.tars.paths import common_folder, expand_tars
+    from cusa.data.tars.summary import require_tars_of
 
     tars = expand_tars(dataset) if dataset else []
     manifest = build_manifest(folder, processes=processes)
     if tars:
+        require_tars_of(manifest, folder, tars)
         image_root = record_origin(folder, common_folder(tars), {}).image_root
         manifest = replace(manifest, image_root=image_root)
     write_manifest(folder, manifest)

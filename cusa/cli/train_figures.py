@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from cusa.data.errors import SettingError
 from cusa.screen.console import console, print_plain
-from cusa.train.commands import evaluation_command
+from cusa.train.commands import evaluation_command, has_split_to_measure
 from cusa.train.sweep import figures, validated
 
 if TYPE_CHECKING:
@@ -26,10 +25,10 @@ def print_next(runs: Sequence[TrainedRun], evaluation: Evaluation | None) -> Non
         print_evaluation(evaluation)
         return
     run_dirs = [run.run_dir for run in runs]
-    try:
+    if has_split_to_measure(run_dirs[0]):
         print_plain(f"next: {evaluation_command(run_dirs)}")
-    except SettingError:
-        # Trained on a set of tars: no store is known, so that there is no command to paste.
+    else:
+        # No store is known, so that there is no command to paste.
         print_plain(f"next: cusa-eval --run {run_dirs[0]} --embeddings, and a store of other pairs")
 
 

@@ -188,7 +188,8 @@ class TarOptions(TeacherOptions, total=False):
             tars' folder.
         data_root: Folder of that default; by default, data.
         caption: Where captions are: ``"txt"`` (the default), or ``"json:FIELD"`` for a field of the
-            sample's .json file, a text or a list of texts.
+            sample's .json file, a text or a list of texts; of Parquet files, ``"parquet:COLUMN"``,
+            by default ``"parquet:caption"``.
         on_tar: On a damaged tar: ``"fail"`` (the default) stops, ``"skip"`` leaves it out,
             ``"keep"`` keeps its whole samples.
         tars: Only these tars, sorted by name: the first, and the one after the last. By default, in

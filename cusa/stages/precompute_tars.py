@@ -198,12 +198,11 @@ def _tar_names(dataset: Any) -> tuple[str, ...]:
 
 def _policy(given: Mapping[str, Any], tars: Sequence[Path]) -> TarPolicy:
     """Return what is done with the tars; a wrong caption rule is refused."""
-    from cusa.data.tars.pairs import TEXT_CAPTIONS, caption_reader
+    from cusa.data.tars.parquet import caption_rule_of
     from cusa.data.tars.paths import common_folder, is_share
     from cusa.precompute.tars.maker import TarPolicy
 
-    caption_rule = given.get("caption", TEXT_CAPTIONS)
-    caption_reader(caption_rule)
+    caption_rule = caption_rule_of(tars, given.get("caption"))
     on_tar = given.get("on_tar", "fail")
     return TarPolicy(caption_rule, on_tar, is_share(given.get("tars")), common_folder(tars))
 

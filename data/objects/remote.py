@@ -158,17 +158,14 @@ class RemoteFolder:
         """
         self._put(object_name, source, "overwrite")
 
-    def list(
-        self,
-        prefix: str = "",
-    ) -> Iterator[ObjectInfo]:
-        """Yield the objects under a prefix, which ends at a slash, with a LIST for each page.
+    def list(self) -> Iterator[ObjectInfo]:
+        """Yield the objects of the folder, with a LIST for each page.
 
         Raises:
             ObjectError: If the store does not list them.
         """
         with self._one_line_errors(""):
-            for page in self._obstore.list(self._store, prefix or None):
+            for page in self._obstore.list(self._store):
                 for entry in page:
                     yield ObjectInfo(entry["path"], entry["size"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,14 @@ from typing import Any, NoReturn
 
 from cusa.data.errors import DataError, FileFormatError
 from cusa.data.image_folder import is_image_name
-from cusa.data.parsing import described, parse_csv, parse_json, parse_json_lines, read_text
+from cusa.data.parsing import (
+    described,
+    parse_csv,
+    parse_json,
+    parse_json_lines,
+    read_text,
+    read_text_lines,
+)
 from cusa.data.readers import (
     caption_list,
     coco_captions,
@@ -121,9 +129,10 @@ def _read_lines(beginning: str, source: Source) -> Annotations:
         return flickr_tokens.read_tokens(read_text(path), source)
     separator = _choose_separator(first_line, source.columns)
     _refuse_pairs_without_header(first_line.split(separator), path)
-    columns, _ = parse_csv(first_line, path, separator)
+    columns, _ = parse_csv(io.StringIO(first_line, newline=""), path, separator)
     _check_columns(columns, source)
-    return pair_table.read_pairs(Table(*parse_csv(read_text(path), path, separator)), source)
+    table = Table(*parse_csv(read_text_lines(path), path, separator))
+    return pair_table.read_pairs(table, source)
 
 
 def _refuse_pairs_without_header(cells: Sequence[str], path: Path) -> None:
@@ -208,7 +217,7 @@ def _check_first_fields(text: str, source: Source) -> None:
 
 def _table_of_json_lines(path: Path) -> Table:
     """Return the table of a JSON Lines file, with the fields of its first line as columns."""
-    lines: Iterator[tuple[int, Any]] = parse_json_lines(read_text(path), path)
+    lines: Iterator[tuple[int, Any]] = parse_json_lines(read_text_lines(path), path)
     first_number, first_value = next(lines)
     all_lines = chain([(first_number, first_value)], lines)
     return Table(field_names(first_value), all_lines)

@@ -28,7 +28,8 @@ class AnnotationRow:
         image_path: Path of the image file, relative to the image root.
         image_id: Id of the image.
         captions: The captions as written.
-        caption_ids: The captions' ids; empty if the file has none, and they are numbered per image.
+        caption_ids: The captions' ids, none of them empty; no ids if the file has none, and they
+            are numbered per image.
         number: Number of the entry in the file.
     """
 

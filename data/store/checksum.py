@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
 from cusa.data.errors import StoreError
 from cusa.data.files import atomic_file
+from cusa.data.store.file_behind import FileBehind
 from cusa.data.store.hdf5 import open_hdf5, whole_numbers_attribute
 
 INDEX_FORMAT = "cusa-embeddings"
@@ -33,6 +35,12 @@ BLOCK = 512
 _SECTOR = 4096
 # Bytes by which a file that is built in memory grows at a time.
 _MEMORY_STEP = 1 << 22
+# Where the arrays of a file lie.
+_LAYOUT = {
+    "locking": False,
+    "alignment_threshold": _SECTOR,
+    "alignment_interval": BLOCK,
+}
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIRST_LINE_PATTERN = re.compile(rb"(cusa-[a-z-]+) (\d+)\.(\d+) sha256=([0-9a-f]{64})\n\0*")
 
@@ -53,16 +61,19 @@ def write_sealed(
     file_path: Path,
     file_format: str,
     fill: Callable[[h5py.File], None],
+    in_memory: bool = True,
 ) -> str:
     """Write a sealed HDF5 file, atomically.
 
-    The file is built in memory and written in one piece. So a full disk is Python's error to
-    report, and does not leave the HDF5 library with a file that it cannot close.
+    The file is built in memory and written in one piece, or else written through Python. So a full
+    disk is Python's error to report, and does not leave the HDF5 library with a file that it cannot
+    close.
 
     Args:
         file_path: Final path.
         file_format: Name of the format.
         fill: Called with the empty file, to write its contents.
+        in_memory: Whether the file is built in memory; the bytes of both ways differ.
 
     Returns:
         The file's seal: sha256 (hex) of all bytes after the first 512.
@@ -71,16 +82,25 @@ def write_sealed(
         StoreError: If the disk or quota is full. Then no partial file remains, and an older file of
             that name is kept.
     """
-    content = _build_in_memory(file_path, file_format, fill)
-    seal = hashlib.sha256(content).hexdigest()
+    content = b""
+    if in_memory:
+        content = _build_in_memory(file_path, file_format, fill)
     major, minor = VERSION
-    first_line = f"{file_format} {major}.{minor} sha256={seal}\n".encode()
 
     try:
-        with atomic_file(file_path) as temporary, temporary.open("wb") as file:
-            # The content goes first and in one piece: the page cache then holds it in large pages.
-            file.seek(BLOCK)
-            file.write(content)
+        with atomic_file(file_path) as temporary, temporary.open("w+b") as file:
+            if in_memory:
+                # The content goes first and in one piece: the page cache then holds it in large
+                # pages.
+                file.seek(BLOCK)
+                file.write(content)
+                digest = hashlib.sha256(content)
+            else:
+                _build_on_disk(file, file_format, fill)
+                file.seek(BLOCK)
+                digest = hashlib.file_digest(file, "sha256")
+            seal = digest.hexdigest()
+            first_line = f"{file_format} {major}.{minor} sha256={seal}\n".encode()
             file.seek(0)
             file.write(first_line.ljust(BLOCK, b"\0"))
     except OSError as error:
@@ -106,17 +126,39 @@ def _build_in_memory(
         driver="core",
         backing_store=False,
         block_size=_MEMORY_STEP,
-        locking=False,
-        alignment_threshold=_SECTOR,
-        alignment_interval=BLOCK,
+        **_LAYOUT,
     )
     with file:
-        file.attrs["format"] = file_format
-        file.attrs["format_version"] = np.asarray(VERSION, "<i4")
-        fill(file)
+        _fill(file, file_format, fill)
         file.flush()
         content: bytes = file.id.get_file_image()
     return content
+
+
+def _build_on_disk(
+    file: BinaryIO,
+    file_format: str,
+    fill: Callable[[h5py.File], None],
+) -> None:
+    """Write an HDF5 file behind the first block of an open file.
+
+    Raises:
+        OSError: If the disk or quota is full.
+    """
+    behind_block = FileBehind(file, BLOCK)
+    try:
+        with h5py.File(behind_block, "w", driver="fileobj", **_LAYOUT) as content:
+            _fill(content, file_format, fill)
+    finally:
+        # In place of what the HDF5 library makes of it.
+        if behind_block.error is not None:
+            raise behind_block.error
+
+
+def _fill(file: h5py.File, file_format: str, fill: Callable[[h5py.File], None]) -> None:
+    file.attrs["format"] = file_format
+    file.attrs["format_version"] = np.asarray(VERSION, "<i4")
+    fill(file)
 
 
 def read_seal(file_path: Path, file_format: str) -> str:
@@ -216,7 +258,7 @@ def _require_equal(seal: str, expected: str, file_path: Path, file_format: str) 
         problem = "was replaced after the store was opened"
         advice = "open it again"
     else:
-        problem = "is not the shard that the index names"
+        problem = "is intact, but not the file that the store or set names"
         advice = "move it away and run the cusa-precompute command again"
     message = (
         f"{file_path} {problem} (its checksum is {seal[:12]}, expected {expected[:12]}); {advice}"

@@ -26,16 +26,19 @@ def lookup_table(texts: Iterable[str]) -> np.ndarray:
 
     The upper 32 bits of an entry are the CRC-32 of the text's UTF-8, the lower 32 bits its row.
     """
-    keys = _keys(texts)
-    return np.sort(keys | np.arange(len(keys), dtype=np.uint64))
+    entries = _keys(texts)
+    entries |= np.arange(len(entries), dtype=np.uint64)
+    entries.sort()
+    return entries
 
 
 def _keys(texts: Iterable[str]) -> np.ndarray:
     """Return the least entry that each text could have: uint64 ``[n]``."""
     # Half a character is in no store, and may be asked for.
     encoded = (text.encode(errors="surrogatepass") for text in texts)
-    checksums = np.fromiter(map(zlib.crc32, encoded), np.uint64)
-    return checksums << _ROW_BITS
+    keys = np.fromiter(map(zlib.crc32, encoded), np.uint64)
+    keys <<= _ROW_BITS
+    return keys
 
 
 def id_texts(ids: Iterable[Any]) -> list[str]:

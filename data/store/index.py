@@ -10,6 +10,7 @@ import h5py
 
 from cusa.data.errors import StoreError
 from cusa.data.records import Dataset
+from cusa.data.repeated_texts import shared_text
 from cusa.data.store.checksum import (
     INDEX_FORMAT,
     open_sealed,
@@ -19,9 +20,18 @@ from cusa.data.store.checksum import (
 )
 from cusa.data.store.hdf5 import child_group, child_groups, text_attribute
 from cusa.data.store.index_checks import image_root, refuse_index
+from cusa.data.store.part_texts import (
+    TEXTS_FILE,
+    read_part_tables,
+    texts_path_of_part,
+    texts_path_of_store,
+)
 from cusa.data.store.shards import ShardInfo
-from cusa.data.store.split_table import SplitTable, read_split, write_split
+from cusa.data.store.split_table import SplitTable, read_split, write_fingerprint, write_split
 from cusa.data.store.teacher_entry import TeacherEntry, read_teacher, write_teacher
+
+# Of the texts; larger indexes are written without building them in memory.
+_MAX_BYTES_IN_MEMORY = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -103,16 +113,15 @@ class Index:
         if not new_splits or not self.splits:
             return
 
-        split_of_image: dict[str, str] = {}
-        for split_name, table in self.splits.items():
-            split_of_image.update(dict.fromkeys(table.columns["image_ids"], split_name))
         for split_name in new_splits:
-            for image_id in addition.splits[split_name].columns["image_ids"]:
-                if image_id in split_of_image:
+            new_ids = addition.splits[split_name].columns["image_ids"]
+            for present_name, table in self.splits.items():
+                shared_id = shared_text(new_ids, table.columns["image_ids"])
+                if shared_id is not None:
                     raise StoreError(
-                        f"{label} has image {image_id!r} in split {split_of_image[image_id]!r}, "
-                        f"but here it is in split {split_name!r}; pass another --out",
-                        name=image_id,
+                        f"{label} has image {shared_id!r} in split {present_name!r}, but here it "
+                        f"is in split {split_name!r}; pass another --out",
+                        name=shared_id,
                     )
 
     def without(self, teachers: Mapping[str, TeacherEntry]) -> Index:
@@ -207,9 +216,13 @@ def read_index(index_path: Path) -> Index:
         refuse_index(index_path)
 
     with open_sealed(index_path, INDEX_FORMAT) as file:
+        texts_path = texts_path_of_part(index_path, file)
         tables: dict[str, SplitTable] = {}
-        for name, group in child_groups(child_group(file, "splits")).items():
-            tables[name] = read_split(index_path, group)
+        if texts_path is not None:
+            tables = read_part_tables(index_path, file, texts_path)
+        else:
+            for name, group in child_groups(child_group(file, "splits")).items():
+                tables[name] = read_split(index_path, group)
         entries: dict[str, TeacherEntry] = {}
         for name, group in child_groups(child_group(file, "teachers")).items():
             entries[name] = read_teacher(index_path, group, tables)
@@ -217,26 +230,59 @@ def read_index(index_path: Path) -> Index:
         return Index(dataset, image_root(index_path, file), tables, entries)
 
 
-def write_index(index_path: Path, index: Index) -> None:
-    """Write an index, atomically.
+def write_part(index_path: Path, index: Index, out: Path) -> None:
+    """Write the index of a part of a store, and the file of the store's texts if it is missing.
 
-    Equal contents give equal bytes, in whatever order splits and teachers were added.
+    Args:
+        index_path: Path of the part's index, beside the store's.
+        index: The contents of the part.
+        out: Path of the store's index.
 
     Raises:
         StoreError: If the disk or quota is full.
     """
+    texts_path = texts_path_of_store(out, index.splits)
+    if not seal_holds(texts_path, INDEX_FORMAT):
+        write_index(texts_path, replace(index, teachers={}))
+    write_index(index_path, index, texts_path.name)
+
+
+def write_index(
+    index_path: Path,
+    index: Index,
+    texts_file: str | None = None,
+) -> None:
+    """Write an index, atomically.
+
+    Equal contents give equal bytes, in whatever order splits and teachers were added.
+
+    Args:
+        index_path: Its path.
+        index: Its contents.
+        texts_file: Name of a file beside it that has the splits' texts; ``None``: the index has
+            them itself.
+
+    Raises:
+        StoreError: If the disk or quota is full.
+    """
+    write_one_split = write_split if texts_file is None else write_fingerprint
+    n_bytes = 0
+    for table in index.splits.values():
+        n_bytes += sum(texts.n_bytes for texts in table.columns.values())
 
     def fill(file: h5py.File) -> None:
         file.attrs["dataset"] = index.dataset
         file.attrs["image_root"] = _stored_image_root(index_path, index.image_root).as_posix()
+        if texts_file is not None:
+            file.attrs[TEXTS_FILE] = texts_file
         split_groups = file.create_group("splits")
         teacher_groups = file.create_group("teachers")
         for name, table in sorted(index.splits.items()):
-            write_split(split_groups.create_group(name), table)
+            write_one_split(split_groups.create_group(name), table)
         for name, entry in sorted(index.teachers.items()):
             write_teacher(teacher_groups.create_group(name), entry, index.splits)
 
-    write_sealed(index_path, INDEX_FORMAT, fill)
+    write_sealed(index_path, INDEX_FORMAT, fill, in_memory=n_bytes <= _MAX_BYTES_IN_MEMORY)
 
 
 def _stored_image_root(index_path: Path, root: Path) -> Path:

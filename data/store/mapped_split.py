@@ -12,7 +12,8 @@ import numpy as np
 
 from cusa.data.errors import DataError
 from cusa.data.parsing import described
-from cusa.data.records import TRUTH_ARRAYS, Record, Truth
+from cusa.data.record import Record
+from cusa.data.records import TRUTH_ARRAYS, Truth
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, text_attribute
 from cusa.data.store.id_lookup import IdLookup, id_texts
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth

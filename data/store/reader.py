@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from cusa.data.errors import StoreError
+from cusa.data.objects.folder import is_remote, location_text
 from cusa.data.store.checksum import (
     INDEX_FORMAT,
     read_seal,
@@ -27,6 +28,7 @@ from cusa.data.store.index_checks import (
 from cusa.data.store.joined import JoinedDataset, join
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_split import Split
+from cusa.data.store.part_texts import require_same_split, texts_path_of_part
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.teacher_choice import pick_teacher
 
@@ -61,6 +63,12 @@ class EmbeddingStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if is_remote(self.path):
+            raise StoreError(
+                f"{location_text(self.path)} is in an object store, and a store is read from a "
+                "disk; copy it to one (sets of tars may stay, but this command takes stores alone)",
+                path=self.path,
+            )
         if not self.path.exists():
             raise StoreError(
                 f"embedding store {path} does not exist; make it with cusa-precompute --out {path}",
@@ -69,7 +77,7 @@ class EmbeddingStore:
         if self.path.is_dir():
             raise StoreError(
                 f"{path} is a folder, and a store is a file NAME.h5; pass that (a set of tars is a "
-                "folder, but this command takes stores alone)",
+                "folder with set.h5 or pairs/, but some commands take stores alone)",
                 path=self.path,
             )
         self._seal = read_seal(self.path, INDEX_FORMAT)
@@ -91,13 +99,30 @@ class EmbeddingStore:
         """Read names and settings; columns and rows are mapped later."""
         self.dataset = text_attribute(file, "dataset")
         self.image_root = image_root(self.path, file)
-        for name, group in child_groups(child_group(file, "splits")).items():
-            self.splits[name] = Split(name, self._index, group)
+        texts_path = texts_path_of_part(self.path, file)
+        if texts_path is not None:
+            self._read_texts(file, texts_path)
+        else:
+            for name, group in child_groups(child_group(file, "splits")).items():
+                self.splits[name] = Split(name, self._index, group)
         for name, group in child_groups(child_group(file, "teachers")).items():
             self.teachers[name] = read_settings(self.path, group)
             self.sources[name] = text_attribute(group, "source")
             self.versions[name] = read_versions(group)
             self._splits_of[name] = list(child_groups(group))
+
+    def _read_texts(self, part: h5py.File, texts_path: Path) -> None:
+        """Read the splits of a part from the file of their texts."""
+        if not seal_holds(texts_path, INDEX_FORMAT):
+            refuse_index(texts_path)
+        texts = MappedFile(texts_path, INDEX_FORMAT, read_seal(texts_path, INDEX_FORMAT))
+        with texts.opened() as file:
+            splits: dict[str, Split] = {}
+            for name, group in child_groups(child_group(file, "splits")).items():
+                splits[name] = Split(name, texts, group)
+        for name, group in child_groups(child_group(part, "splits")).items():
+            require_same_split(self.path, group, splits.get(name))
+            self.splits[name] = splits[name]
 
     def verify_index(self) -> None:
         """Read every byte of the index and compare the checksum, at 1 to 2 GB per second.

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from cusa.data.records import (
-    TRUTH_ARRAYS,
-    Record,
-    Truth,
-    caption_rows,
-    fingerprint,
-    text_columns,
-)
+from cusa.data.record_columns import Records
+from cusa.data.records import TRUTH_ARRAYS, Truth
 from cusa.data.store.hdf5 import (
+    array_location,
     child_group,
     hdf5_errors,
     read_array,
@@ -27,71 +21,68 @@ from cusa.data.store.hdf5 import (
 )
 from cusa.data.store.id_lookup import LOOKUP_COLUMNS, lookup_table
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
+from cusa.data.texts import BLOCK, Texts
 
 COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
 # In UTF-8, the top two bits of a byte that continues a character are 10.
 _CONTINUATION_MASK = 0xC0
 _CONTINUATION_BITS = 0x80
+# Longer arrays are mapped.
+_READ_BYTES = 1 << 23
 
 
-@dataclass(frozen=True)
-class Texts:
-    """A column of texts.
+def read_texts(parent: h5py.Group, name: str) -> Texts:
+    """Read a whole column of texts.
 
-    Attributes:
-        bytes: uint8 ``[n_bytes]``: the texts' UTF-8, concatenated.
-        offsets: int64 ``[n + 1]``: the byte at which each text begins, then the number of bytes.
+    Raises:
+        StoreError: If it is missing or not UTF-8, or its offsets do not divide its bytes into
+            texts.
     """
+    group = child_group(parent, name)
+    path = Path(group.file.filename)
+    column_bytes = _mapped_array(group, "bytes", "|u1")
+    offsets = _mapped_array(group, "offsets", "<i8")
 
-    bytes: np.ndarray
-    offsets: np.ndarray
+    is_whole = len(offsets) and offsets[0] == 0 and offsets[-1] == len(column_bytes)
+    if not is_whole or (np.diff(offsets) < 0).any():
+        refuse(path, group.name, "its offsets do not divide its bytes")
+    # Empty texts at the end have no first byte.
+    first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
+    if ((first_bytes & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
+        refuse(path, group.name, "its offsets cut characters in two")
+    texts = Texts(column_bytes, offsets)
+    # Decoded in blocks, as no offset cuts a character in two.
+    with hdf5_errors(path, group.name):
+        for start in range(0, len(texts), BLOCK):
+            block = texts.section(start, start + BLOCK)
+            block.content().tobytes().decode()
+    return texts
 
-    @staticmethod
-    def from_strings(strings: Sequence[str]) -> Texts:
-        """Encode texts as UTF-8."""
-        encoded = [string.encode() for string in strings]
-        offsets = np.zeros(len(encoded) + 1, "<i8")
-        np.cumsum([len(text) for text in encoded], out=offsets[1:])
-        return Texts(np.frombuffer(b"".join(encoded), np.uint8), offsets)
 
-    @staticmethod
-    def read(parent: h5py.Group, name: str) -> Texts:
-        """Read a whole column.
+def write_texts(parent: h5py.Group, name: str, texts: Texts) -> None:
+    """Write a column of texts."""
+    column = parent.create_group(name)
+    column.create_dataset("bytes", data=texts.content())
+    offsets = texts.offsets
+    if offsets[0]:
+        offsets = offsets - offsets[0]
+    column.create_dataset("offsets", data=offsets)
 
-        Raises:
-            StoreError: If it is missing or not UTF-8, or its offsets do not divide its bytes into
-                texts.
-        """
-        group = child_group(parent, name)
-        path = Path(group.file.filename)
-        column_bytes = read_array(group, "bytes", "|u1")
-        offsets = read_array(group, "offsets", "<i8")
 
-        is_whole = len(offsets) and offsets[0] == 0 and offsets[-1] == len(column_bytes)
-        if not is_whole or (np.diff(offsets) < 0).any():
-            refuse(path, group.name, "its offsets do not divide its bytes")
-        # Empty texts at the end have no first byte.
-        first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
-        if ((first_bytes & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
-            refuse(path, group.name, "its offsets cut characters in two")
-        # Decoded all at once, as no offset cuts a character in two.
-        with hdf5_errors(path, group.name):
-            column_bytes.tobytes().decode()
-        return Texts(column_bytes, offsets)
+def _mapped_array(parent: h5py.Group, dataset_name: str, dtype: str) -> np.ndarray:
+    """Return a dataset of one dimension; a long one is mapped into memory instead of read.
 
-    def write(self, group: h5py.Group, name: str) -> None:
-        """Write a column."""
-        column = group.create_group(name)
-        column.create_dataset("bytes", data=self.bytes)
-        column.create_dataset("offsets", data=self.offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        block = self.bytes.tobytes()
-        for start, stop in itertools.pairwise(self.offsets.tolist()):
-            yield block[start:stop].decode()
+    Raises:
+        StoreError: As :func:`array_location`, or if the file cannot be read.
+    """
+    file_path = Path(parent.file.filename)
+    location = array_location(parent, dataset_name, dtype)
+    if location.n_bytes <= _READ_BYTES:
+        return read_array(parent, dataset_name, dtype)
+    with hdf5_errors(file_path, location.name):
+        mapped = np.memmap(file_path, location.dtype, "r", location.offset, location.shape)
+        # A plain array, whose slices are plain arrays, too.
+        return np.asarray(mapped)
 
 
 @dataclass(frozen=True)
@@ -111,11 +102,10 @@ class SplitTable:
     truth: Truth | None
 
     @staticmethod
-    def from_records(records: Sequence[Record], truth: Truth | None) -> SplitTable:
+    def from_records(records: Records, truth: Truth | None) -> SplitTable:
         """Build the table of a split from its records."""
-        texts = text_columns(records)
-        columns = {name: Texts.from_strings(texts[name]) for name in COLUMNS}
-        return SplitTable(fingerprint(records), columns, caption_rows(records), truth)
+        columns = {name: getattr(records, name) for name in COLUMNS}
+        return SplitTable(records.fingerprint, columns, records.caption_image, truth)
 
     def item_ids(self, modality: str) -> Texts:
         """Return the ids of image rows or caption rows, by modality."""
@@ -138,8 +128,8 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
     Raises:
         StoreError: If a column is missing, or columns contradict each other.
     """
-    columns = {name: Texts.read(split_group, name) for name in COLUMNS}
-    caption_image = read_array(split_group, "caption_image", "<i8")
+    columns = {name: read_texts(split_group, name) for name in COLUMNS}
+    caption_image = _mapped_array(split_group, "caption_image", "<i8")
 
     n_images = len(columns["image_ids"])
     n_captions = len(columns["caption_ids"])
@@ -164,14 +154,14 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
 
 def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     """Write a split to a group of an index."""
-    split_group.attrs["fingerprint"] = table.fingerprint
+    write_fingerprint(split_group, table)
     for name in COLUMNS:
-        table.columns[name].write(split_group, name)
-    split_group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
+        write_texts(split_group, name, table.columns[name])
+    split_group.create_dataset("caption_image", data=np.asarray(table.caption_image, "<i8"))
     lookup_group = split_group.create_group("lookup")
     for name in LOOKUP_COLUMNS:
         entries = lookup_table(table.columns[name])
-        lookup_group.create_dataset(name, data=entries.astype("<u8"))
+        lookup_group.create_dataset(name, data=np.asarray(entries, "<u8"))
 
     if table.truth is None:
         return
@@ -179,3 +169,8 @@ def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     for name in TRUTH_ARRAYS:
         values = getattr(table.truth, name)
         truth_group.create_dataset(name, data=values.astype("<i8"))
+
+
+def write_fingerprint(split_group: h5py.Group, table: SplitTable) -> None:
+    """Write what the index of a part has of a split, whose texts are in another file."""
+    split_group.attrs["fingerprint"] = table.fingerprint

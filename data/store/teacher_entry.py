@@ -26,7 +26,8 @@ from cusa.data.store.index_checks import (
 )
 from cusa.data.store.schema import TeacherSettings, shard_path
 from cusa.data.store.shards import ShardInfo
-from cusa.data.store.split_table import SplitTable, Texts
+from cusa.data.store.split_table import SplitTable, read_texts, write_texts
+from cusa.data.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def _read_shards(
     listing = child_group(split_group, "shards")
     bounds = read_bounds(listing)
     offsets = read_array(listing, "offsets", "<i8")
-    files = list(Texts.read(listing, "files"))
-    seals = list(Texts.read(listing, "sha256"))
+    files = list(read_texts(listing, "files"))
+    seals = list(read_texts(listing, "sha256"))
     skipped = read_array(split_group, "skipped", "<i8")
 
     check_skipped(skipped, n_rows, index_path, split_group.name)
@@ -144,8 +145,8 @@ def _write_shards(split_group: h5py.Group, shards: Sequence[ShardInfo]) -> None:
     listing = split_group.create_group("shards")
     listing.create_dataset("bounds", data=np.asarray(bounds, "<i8").reshape(-1, 2))
     listing.create_dataset("offsets", data=np.asarray(offsets, "<i8"))
-    Texts.from_strings([shard.file for shard in shards]).write(listing, "files")
-    Texts.from_strings([shard.sha256 for shard in shards]).write(listing, "sha256")
+    write_texts(listing, "files", Texts.from_strings(shard.file for shard in shards))
+    write_texts(listing, "sha256", Texts.from_strings(shard.sha256 for shard in shards))
     split_group.create_dataset("skipped", data=np.asarray(skipped, "<i8"))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cusa.data.errors import CusaError, ObjectError, SettingError, StoreError
 from cusa.data.files import scratch_folder
-from cusa.data.objects.folder import Folder, folder_at, location_text
+from cusa.data.objects.folder import Folder, folder_at, is_remote, location_text
 from cusa.data.store.checksum import SHARD_FORMAT
 from cusa.data.store.schema import file_name
 from cusa.data.tars.cache_entry import CacheEntry, remove_unused
@@ -25,7 +25,6 @@ from cusa.data.tars.set_files import PAIRS_FOLDER, error_elsewhere
 from cusa.data.tars.tar_set import TarSet
 
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
-_TAR_SUFFIX = ".tar"
 
 
 @dataclass(frozen=True)
@@ -163,34 +162,45 @@ class TarCache:
         tar: str,
     ) -> Iterator[_CachedFile]:
         """Yield the files of a tar that are needed, its pairs first."""
-        files, set_location = self.files, str(self._tar_set.files)
-        pairs_seal = files.pairs_seal(tar)
+        files = self.files
         yield _CachedFile(
             folder=self._set_folder,
             name=f"{PAIRS_FOLDER}/{tar}.h5",
             copy=files.pairs_path(tar),
-            verify=partial(_verify_sealed, PAIRS_FORMAT, pairs_seal, set_location),
+            verify=self._verifier(PAIRS_FORMAT, files.pairs_seal(tar)),
         )
         for teacher in self._teachers:
-            rows_seal = files.rows_seal(teacher, tar)
             yield _CachedFile(
                 folder=self._set_folder,
                 name=f"{file_name(teacher)}/{tar}.h5",
                 copy=files.rows_path(teacher, tar),
-                verify=partial(_verify_sealed, SHARD_FORMAT, rows_seal, set_location),
+                verify=self._verifier(SHARD_FORMAT, files.rows_seal(teacher, tar)),
             )
         if self._tars_folder is not None:
             yield _CachedFile(
                 folder=self._tars_folder,
-                name=f"{tar}{_TAR_SUFFIX}",
+                name=files.tar_path(tar).name,
                 copy=files.tar_path(tar),
-                verify=partial(self._verify_tar, tar),
+                verify=partial(self._verify_tar, tar=tar),
             )
+
+    def _verifier(
+        self,
+        file_format: str,
+        seal: str,
+    ) -> Callable[[Path], None]:
+        """Return what verifies a file of pairs or rows."""
+        return partial(
+            require_intact,
+            file_format=file_format,
+            expected_seal=seal,
+            set_location=str(self._tar_set.files),
+        )
 
     def _verify_tar(
         self,
-        tar: str,
         path: Path,
+        tar: str,
     ) -> None:
         tar_sha256 = read_tar_sha256(self.files.pairs_path(tar), self.files.pairs_seal(tar))
         require_unchanged(path, self.files.tar_bytes(tar), tar_sha256)
@@ -226,6 +236,12 @@ class TarCache:
 
 
 def _make_folder(folder: Path) -> None:
+    if is_remote(folder):
+        raise SettingError(
+            f"data.cache is {location_text(folder)}, and copies are kept on this machine; name a "
+            "folder of it",
+            name="data.cache",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -234,15 +250,6 @@ def _make_folder(folder: Path) -> None:
             "another one with --set data.cache=FOLDER",
             name="data.cache",
         ) from None
-
-
-def _verify_sealed(
-    file_format: str,
-    expected_seal: str,
-    set_location: str,
-    path: Path,
-) -> None:
-    require_intact(path, file_format, expected_seal, set_location)
 
 
 def _fetch_whole(
@@ -268,7 +275,8 @@ def _arrive(
 ) -> None:
     """Fetch a file to a path, and verify it."""
     location = f"{file.folder}/{file.name}"
-    is_tar = file.copy.suffix == _TAR_SUFFIX
+    # Else it is a file of pairs or rows.
+    is_tar = file.copy.suffix != ".h5"
     try:
         file.folder.fetch(file.name, arrived)
         file.verify(arrived)

@@ -33,8 +33,8 @@ class CachedFiles(NamedFiles):
         folder: Path,
     ) -> None:
         super().__init__(folder, manifest=tar_set.manifest)
+        self.image_root = tar_set.image_root
         self._set_path = tar_set.path
-        self._image_root = tar_set.image_root
 
     def entry_path(
         self,
@@ -48,7 +48,7 @@ class CachedFiles(NamedFiles):
         tar: str,
     ) -> Path:
         """Return the path of the copy of a tar."""
-        return self.entry_path(tar) / f"{tar}.tar"
+        return self.entry_path(tar) / super().tar_path(tar).name
 
     def pairs_path(
         self,
@@ -72,8 +72,8 @@ class CachedFiles(NamedFiles):
         tar: str,
     ) -> CusaError:
         """Return an error on a copy as one on the tar or on the file of the set."""
-        if self._image_root is not None:
-            tar_location = location_text(self._image_root / f"{tar}.tar")
+        if self.image_root is not None:
+            tar_location = location_text(super().tar_path(tar))
             error = error_elsewhere(error, self.tar_path(tar), tar_location)
         for teacher in self.manifest.teachers:
             rows_location = f"{location_text(self._set_path)}/{file_name(teacher)}/{tar}.h5"

@@ -15,8 +15,9 @@ from cusa.data.store.checksum import ChecksumError, open_sealed, read_seal, seal
 from cusa.data.store.hdf5 import child_group, child_groups, read_array, refuse, text_attribute
 from cusa.data.store.index_checks import check_lengths
 from cusa.data.store.schema import TeacherSettings, file_name
-from cusa.data.store.split_table import Texts
+from cusa.data.store.split_table import read_texts, write_texts
 from cusa.data.tars.set_files import SetFiles
+from cusa.data.texts import Texts
 
 MANIFEST = "set.h5"
 SET_FORMAT = "cusa-embeddings-set"
@@ -128,7 +129,7 @@ def write_manifest(
     def fill(content: h5py.File) -> None:
         content.attrs["caption"] = manifest.caption_rule
         content.attrs["image_root"] = manifest.image_root
-        Texts.from_strings(manifest.names).write(content, "names")
+        write_texts(content, "names", Texts.from_strings(manifest.names))
         for column_name in COUNTS:
             counts = manifest.counts[column_name].astype("<i8")
             content.create_dataset(column_name, data=counts)
@@ -180,7 +181,7 @@ def _read_manifest(folder: Path) -> Manifest:
             path=path,
         )
     with open_sealed(path, SET_FORMAT, seal) as content:
-        names = tuple(Texts.read(content, "names"))
+        names = tuple(read_texts(content, "names"))
         counts = {name: read_array(content, name, "<i8") for name in COUNTS}
         teachers: dict[str, TarRows] = {}
         for teacher_name, group in child_groups(child_group(content, "teachers")).items():

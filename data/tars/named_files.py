@@ -13,6 +13,7 @@ from cusa.data.store.schema import file_name
 from cusa.data.tars.manifest import Manifest, TarRows, read_manifest
 from cusa.data.tars.pair_files import pairs_path
 from cusa.data.tars.set_files import SetFiles
+from cusa.data.tars.units import unit_suffix
 
 
 class NamedFiles:
@@ -58,7 +59,7 @@ class NamedFiles:
                 path=self.path,
                 name="image_root",
             )
-        return self.image_root / f"{tar}.tar"
+        return self.image_root / f"{tar}{unit_suffix(self.manifest.caption_rule)}"
 
     def tar_bytes(
         self,

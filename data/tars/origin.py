@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import StoreError
+from cusa.data.errors import FileFormatError, StoreError
 from cusa.data.files import atomic_file
 from cusa.data.parsing import read_json
 from cusa.data.tars.manifest import read_manifest
@@ -91,7 +92,9 @@ def record_origin(
 
 
 def _read_origin(path: Path) -> SetOrigin:
-    content = read_json(path)
+    content: Any = None
+    with suppress(FileFormatError):
+        content = read_json(path)
     image_root: Any = None
     sources: Any = None
     if isinstance(content, dict):

@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 
 from cusa.data.errors import StoreError
-from cusa.data.records import caption_rows, text_columns
 from cusa.data.store.checksum import ChecksumError, open_sealed, read_seal, seal_holds, write_sealed
 from cusa.data.store.hdf5 import child_group, read_array, refuse, text_attribute
 from cusa.data.store.hdf5 import whole_number_attribute as whole_number
 from cusa.data.store.index_checks import check_caption_image, check_lengths
-from cusa.data.store.split_table import Texts
+from cusa.data.store.split_table import read_texts, write_texts
 from cusa.data.tars.pairs import TarPairs
 from cusa.data.tars.set_files import PAIRS_FOLDER
+from cusa.data.texts import Texts
 
 PAIRS_FORMAT = "cusa-embeddings-pairs"
 
@@ -92,12 +92,11 @@ def write_pairs(
         content.attrs["tar_sha256"] = pairs.sha256
         content.attrs["caption"] = pairs.caption_rule
         content.attrs["complete"] = int(pairs.is_complete)
-        content.attrs["fingerprint"] = pairs.fingerprint
-        columns = text_columns(records)
-        _write_texts(content, "keys", columns["image_ids"], f"{pairs.name}/")
-        _write_texts(content, "images", columns["image_paths"], f"{pairs.name}.tar/")
-        _write_texts(content, "captions", columns["captions"])
-        content.create_dataset("caption_image", data=caption_rows(records).astype("<i8"))
+        content.attrs["fingerprint"] = records.fingerprint
+        _write_texts(content, "keys", records.image_ids, f"{pairs.name}/")
+        _write_texts(content, "images", records.image_paths, f"{pairs.name}.tar/")
+        _write_texts(content, "captions", records.captions)
+        content.create_dataset("caption_image", data=records.caption_image)
         content.create_dataset("image_offsets", data=pairs.image_offsets.astype("<i8"))
         content.create_dataset("image_sizes", data=pairs.image_sizes.astype("<i8"))
         left_out = content.create_group("left_out")
@@ -115,7 +114,7 @@ def _write_texts(
 ) -> None:
     """Write a column of texts without the prefix that each of them begins with."""
     stripped = [text.removeprefix(prefix) for text in texts]
-    Texts.from_strings(stripped).write(group, column_name)
+    write_texts(group, column_name, Texts.from_strings(stripped))
 
 
 def read_pairs(pairs_file: Path) -> PairFile:
@@ -139,9 +138,9 @@ def read_pairs(pairs_file: Path) -> PairFile:
             is_complete=bool(whole_number(content, "complete")),
             fingerprint=text_attribute(content, "fingerprint"),
             seal=seal,
-            keys=tuple(Texts.read(content, "keys")),
-            images=tuple(Texts.read(content, "images")),
-            captions=tuple(Texts.read(content, "captions")),
+            keys=tuple(read_texts(content, "keys")),
+            images=tuple(read_texts(content, "images")),
+            captions=tuple(read_texts(content, "captions")),
             caption_image=read_array(content, "caption_image", "<i8"),
             image_offsets=read_array(content, "image_offsets", "<i8"),
             image_sizes=read_array(content, "image_sizes", "<i8"),
@@ -213,8 +212,8 @@ def damaged_error(path: Path) -> ChecksumError:
 
 
 def _read_left_out(group: h5py.Group) -> tuple[tuple[str, str], ...]:
-    keys = Texts.read(group, "keys")
-    reasons = Texts.read(group, "reasons")
+    keys = read_texts(group, "keys")
+    reasons = read_texts(group, "reasons")
     return tuple(zip(keys, reasons, strict=True))
 
 

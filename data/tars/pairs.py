@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from io import BufferedReader
 from operator import attrgetter
 from pathlib import Path
@@ -15,7 +15,8 @@ import numpy as np
 
 from cusa.data.errors import CusaError, SettingError
 from cusa.data.parsing import parse_json
-from cusa.data.records import Record, fingerprint
+from cusa.data.record import Record
+from cusa.data.record_columns import Records
 from cusa.data.tars.samples import (
     FileState,
     TarError,
@@ -24,6 +25,7 @@ from cusa.data.tars.samples import (
     read_samples,
     state_of_file,
 )
+from cusa.data.tars.units import UNIT_SUFFIXES
 
 # In the order of preference, as a sample may have several.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "tif", "ppm", "jxl", "avif")
@@ -56,15 +58,10 @@ class TarPairs:
     sha256: str
     caption_rule: str
     is_complete: bool
-    records: tuple[Record, ...]
+    records: Records
     image_offsets: np.ndarray
     image_sizes: np.ndarray
     left_out: tuple[tuple[str, str], ...]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 (hex) over keys and captions, which files of pairs and of rows carry."""
-        return fingerprint(self.records)
 
     @property
     def n_bytes(self) -> int:
@@ -124,7 +121,7 @@ def read_pairs_of_tar(
         sha256=sha256,
         caption_rule=caption_rule,
         is_complete=contents.damage is None,
-        records=tuple(collected.records),
+        records=Records.from_records(collected.records),
         image_offsets=collected.image_column("offset"),
         image_sizes=collected.image_column("size"),
         left_out=tuple(collected.left_out),
@@ -176,8 +173,10 @@ class _Pairs:
 
 
 def name_of_tar(tar_path: Path) -> str:
-    """Return a tar's name without ``.tar``."""
-    return tar_path.name.removesuffix(".tar")
+    """Return a tar's name without ``.tar``, or that of a Parquet file without ``.parquet``."""
+    if tar_path.suffix in UNIT_SUFFIXES:
+        return tar_path.stem
+    return tar_path.name
 
 
 def _image_of(sample: TarSample) -> TarMember:
@@ -209,7 +208,7 @@ def caption_reader(rule: str) -> ReadCaptions:
     if rule == TEXT_CAPTIONS:
         return _caption_of_text
     raise SettingError(
-        f"--caption {rule!r}: legal are txt and json:FIELD, such as json:caption",
+        f"--caption {rule!r}: of tars, legal are txt and json:FIELD, such as json:caption",
         name="caption",
     )
 
@@ -221,7 +220,7 @@ def _caption_of_text(
     if "txt" not in sample.members:
         raise TarError(f"sample {sample.key!r} has no file .txt", name=sample.key)
     text = _decoded(read_member(sample.members["txt"]), sample.key)
-    return _with_words([text], sample.key)
+    return captions_with_words([text], sample.key)
 
 
 def _captions_of_json(
@@ -242,11 +241,15 @@ def _captions_of_json(
     if not captions or not all(isinstance(caption, str) for caption in captions):
         message = f"field {json_field!r} of the .json of sample {sample.key!r} is no caption"
         raise TarError(message, name=sample.key)
-    return _with_words(captions, sample.key)
+    return captions_with_words(captions, sample.key)
 
 
-def _with_words(captions: Sequence[str], sample_key: str) -> list[str]:
-    """Return the captions without the space around them; refuse a sample of blank ones."""
+def captions_with_words(captions: Sequence[str], sample_key: str) -> list[str]:
+    """Return the captions without the space around them, and without blank ones.
+
+    Raises:
+        TarError: If none has words, or one holds a NUL.
+    """
     with_words = list(filter(None, map(str.strip, captions)))
     if not with_words:
         raise TarError(f"the caption of sample {sample_key!r} is blank", name=sample_key)

@@ -13,12 +13,16 @@ from braceexpand import braceexpand
 from cusa.data.errors import DataError
 from cusa.data.objects.folder import is_remote, location_text, open_folder, split_file
 from cusa.data.tars.pairs import IMAGE_EXTENSIONS, name_of_tar
+from cusa.data.tars.units import UNIT_SUFFIXES
 
-_SUFFIX = ".tar"
+_SUFFIX, _PARQUET = UNIT_SUFFIXES
 
 
 def are_tars(datasets: Sequence[str]) -> bool:
-    """Return whether every data set is a tar, a pattern of tars, or a folder of tars."""
+    """Return whether every data set is tars, as a path, pattern or folder, or a pattern of Parquet.
+
+    A Parquet file by its own name is a data set like any other table.
+    """
     return bool(datasets) and all(map(_is_tar, datasets))
 
 
@@ -27,6 +31,8 @@ def _is_tar(dataset: str) -> bool:
         return True
     if os.path.isdir(dataset):
         return _is_folder_of_tars(Path(dataset))
+    if dataset.endswith((_PARQUET, f"{_PARQUET}}}")):
+        return not os.path.exists(dataset) and ("{" in dataset or glob.has_magic(dataset))
     return dataset.endswith((_SUFFIX, f"{_SUFFIX}}}"))
 
 
@@ -48,7 +54,7 @@ def expand_tars(datasets: Sequence[str]) -> list[Path]:
 
     Args:
         datasets: Paths or URLs of tars, with ``{00000..01242}``, ``{a,b}``, ``*`` and ``?`` as in a
-            shell, and folders of tars.
+            shell, and folders of tars; or Parquet files, as patterns.
 
     Returns:
         The tars; pathlib writes a URL ``s3://BUCKET/NAME.tar`` as ``s3:/BUCKET/NAME.tar``.
@@ -128,7 +134,7 @@ def _expand_url(url: str) -> list[Path]:
     Raises:
         DataError: If there are none.
     """
-    if url.endswith(_SUFFIX) and not glob.has_magic(url):
+    if url.endswith(UNIT_SUFFIXES) and not glob.has_magic(url):
         return [Path(url)]
     location = url
     pattern = f"[!.]*{_SUFFIX}"

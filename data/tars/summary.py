@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import compress
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from cusa.data.errors import CusaError
-from cusa.data.objects.folder import is_remote
+from cusa.data.errors import CusaError, DataError, SettingError
+from cusa.data.objects.folder import is_remote, location_text
 from cusa.data.tars.manifest import Manifest, TarRows, read_manifest
 from cusa.data.tars.pairs import name_of_tar
 from cusa.data.tars.paths import expand_tars
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
+from cusa.data.tars.units import unit_suffix
 
 
 def summarize_set(location: str | Path) -> dict[str, Any]:
@@ -50,6 +52,37 @@ def summarize_set(location: str | Path) -> dict[str, Any]:
         "tars_without_rows": _tars_without_rows(manifest, files),
         "teachers": teachers,
     }
+
+
+def require_tars_of(
+    manifest: Manifest,
+    location: Path,
+    tars: Sequence[Path],
+) -> None:
+    """Refuse tars that are not those of a set; others than the set's may be among them.
+
+    Args:
+        manifest: The set's manifest.
+        location: Path or URL of the folder of the set, as errors name it.
+        tars: The tars.
+
+    Raises:
+        SettingError: If none of the set is among them.
+        DataError: If one of the set is not there.
+    """
+    suffix = unit_suffix(manifest.caption_rule)
+    own_files = {f"{name}{suffix}" for name in manifest.names}
+    own_tars = [tar for tar in tars if tar.name in own_files]
+    if not own_tars:
+        raise SettingError(
+            f"--dataset names no {suffix} of {location_text(location)}; pass those that its rows "
+            "were made from",
+            path=location,
+            name="dataset",
+        )
+    for tar in own_tars:
+        if not is_remote(tar) and not tar.is_file():
+            raise DataError(f"{tar} does not exist; check --dataset", path=tar, name=tar.stem)
 
 
 def _teacher_summary(
@@ -87,10 +120,13 @@ def _tars_without_rows(
 ) -> list[str] | None:
     """Return the tars beside those of the set; ``None`` if their folder is not there."""
     image_root = manifest.image_root
-    if not is_remote(image_root) and not os.path.isdir(image_root):
-        return None
-    try:
-        tars = expand_tars([image_root])
-    except CusaError:
+    suffix = unit_suffix(manifest.caption_rule)
+    tars = list(Path(image_root).glob(f"[!.]*{suffix}"))
+    if is_remote(image_root):
+        try:
+            tars = expand_tars([f"{image_root}/*{suffix}"])
+        except CusaError:
+            return None
+    elif not os.path.isdir(image_root):
         return None
     return sorted(set(map(name_of_tar, tars)).difference(manifest.names, files.tars()))

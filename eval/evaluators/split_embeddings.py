@@ -18,9 +18,9 @@ from cusa.eval.models.embedding_providers import EmbeddingProvider
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.models.student import StudentEncoder
 from cusa.eval.report.false_negative_pairs import Teachers
-from cusa.train.assemble import student_sources
 from cusa.train.encode_split import encode_split
 from cusa.train.saving.provenance import Provenance
+from cusa.train.sources import student_sources
 
 BOTH_MODALITIES = frozenset({"image", "text"})
 

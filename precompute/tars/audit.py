@@ -10,7 +10,8 @@ import numpy as np
 
 from cusa.data.errors import SettingError, StoreError
 from cusa.data.objects.folder import split_file
-from cusa.data.tars.pairs import TarPairs, name_of_tar, read_pairs_of_tar
+from cusa.data.tars.pairs import TarPairs, name_of_tar
+from cusa.data.tars.parquet import read_pairs_of_unit
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 from cusa.data.tars.tar_set import TarSet
 from cusa.precompute.audit import (
@@ -20,7 +21,7 @@ from cusa.precompute.audit import (
     compare,
     load_recorded_teacher,
 )
-from cusa.precompute.tars.images import TarImages
+from cusa.precompute.tars.parquet_images import images_of
 from cusa.precompute.tars.stored import other_tar
 
 # Each is read as a whole, for its sha256.
@@ -87,7 +88,7 @@ def _read_unchanged(
     """
     folder, tar_file = split_file(tar)
     tar_folder = copies.enter_context(SetFiles(folder).on_disk([tar_file]))
-    tar_pairs = read_pairs_of_tar(tar_folder / tar_file, tar_set.manifest.caption_rule, True)
+    tar_pairs = read_pairs_of_unit(tar_folder / tar_file, tar_set.manifest.caption_rule, True)
     if tar_set.pairs(tar_pairs.name).tar_sha256 != tar_pairs.sha256:
         raise other_tar(tar_pairs, f"{tar_set.files}/{PAIRS_FOLDER}/{tar_pairs.name}.h5")
     return tar_pairs
@@ -140,12 +141,11 @@ def _embed(
 ) -> np.ndarray:
     """Embed the items of some rows of a tar: float32 ``[len(rows), dim]``, L2-normalised."""
     if recorded.teacher.modality == "image":
-        images = TarImages([tar_pairs])
+        images = images_of([tar_pairs])
         name = tar_pairs.name
         return recorded.embed_images(
             (images.path(name, row), images.read(name, row)) for row in rows
         )
-    captions: list[tuple[str, str]] = []
-    for record in tar_pairs.records:
-        captions.extend(zip(record.captions, record.caption_ids, strict=True))
-    return recorded.embed_captions(list(map(captions.__getitem__, rows)))
+    captions = tar_pairs.records.captions
+    caption_ids = tar_pairs.records.caption_ids
+    return recorded.embed_captions([(captions[row], caption_ids[row]) for row in rows])

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cusa.data.records import Dataset, Record
+from cusa.data.records import Dataset
 from cusa.data.store.schema import TeacherSettings, file_name
 from cusa.data.store.shards import ShardHeader
 from cusa.data.tars.pairs import TarPairs
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.tars.images import TarImages
+from cusa.precompute.tars.parquet_images import images_of
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,13 @@ class TarBlock:
     @cached_property
     def dataset(self) -> Dataset:
         """The pairs as a data set."""
-        splits: dict[str, tuple[Record, ...]] = {}
-        for tar_pairs in self.pairs:
-            splits[tar_pairs.name] = tar_pairs.records
+        splits = {tar_pairs.name: tar_pairs.records for tar_pairs in self.pairs}
         return Dataset(self.manifest_path.parent.name, self.pairs[0].path.parent, splits)
 
     @cached_property
     def images(self) -> TarImages:
         """The images of the data set."""
-        return TarImages(self.pairs)
+        return images_of(self.pairs)
 
     def tasks(
         self,
@@ -65,7 +64,7 @@ class TarBlock:
         for tar_pairs in self.pairs:
             n_rows = len(tar_pairs.records)
             if modality == "text":
-                n_rows = sum(len(record.captions) for record in tar_pairs.records)
+                n_rows = tar_pairs.records.n_captions
             tasks.append(TarTask(self.manifest_path, teacher_name, tar_pairs.name, 0, n_rows))
         return tasks
 
@@ -74,10 +73,9 @@ class TarBlock:
         settings: TeacherSettings,
     ) -> Callable[[ShardTask], ShardHeader]:
         """Return the function that returns the header of a teacher's rows for a tar."""
-        fingerprints = {tar_pairs.name: tar_pairs.fingerprint for tar_pairs in self.pairs}
 
         def header_of(task: ShardTask) -> ShardHeader:
-            fingerprint = fingerprints[task.split]
-            return ShardHeader(task.teacher, task.split, fingerprint, 0, task.stop, settings)
+            tar_fingerprint = self.dataset.splits[task.split].fingerprint
+            return ShardHeader(task.teacher, task.split, tar_fingerprint, 0, task.stop, settings)
 
         return header_of

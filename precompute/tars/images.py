@@ -67,7 +67,7 @@ class TarImages:
     ) -> Path:
         """Return the path of an image: the tar, and the path within it."""
         tar_pairs = self._pairs_of_tar[split]
-        return tar_pairs.path.parent / tar_pairs.records[row].image_path
+        return tar_pairs.path.parent / tar_pairs.records.image_paths[row]
 
     def read(
         self,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from cusa.data.objects.folder import location_text
 from cusa.data.records import Dataset
 from cusa.data.tars.pair_files import write_pairs
-from cusa.data.tars.pairs import TarPairs, name_of_tar, read_pairs_of_tar
+from cusa.data.tars.pairs import TarPairs, name_of_tar
+from cusa.data.tars.parquet import read_pairs_of_unit
 from cusa.data.tars.samples import TarError
 from cusa.precompute.index_entries import absolute_source
 from cusa.precompute.pipeline import encode_shards
 from cusa.precompute.processes import RunProcesses
 from cusa.precompute.run_options import RunOptions, RunReporter
-from cusa.precompute.shard_plan import ShardTask, finished_shards
+from cusa.precompute.shard_plan import finished_shards
 from cusa.precompute.tars import stored
 from cusa.precompute.tars.block import TarBlock
 from cusa.precompute.tars.workplace import Workplace
@@ -122,7 +122,9 @@ class TarMaker:
         try:
             with self._workplace.errors_named():
                 tar_path = self._workplace.fetch(tar, self._teacher_names)
-                tar_pairs = read_pairs_of_tar(tar_path, self._policy.caption_rule, on_tar == "keep")
+                tar_pairs = read_pairs_of_unit(
+                    tar_path, self._policy.caption_rule, on_tar == "keep"
+                )
         except TarError as error:
             if on_tar == "fail":
                 advice = "--on-tar skip would leave it out, --on-tar keep its damaged part"
@@ -152,11 +154,10 @@ class TarMaker:
             CusaError: If rows were made with other settings, or an item or a teacher fails.
         """
         block = TarBlock(self._options.out, pairs)
-        redo_skipped = not self._options.pipeline.skip_errors
-        tasks_of_teacher: dict[str, list[ShardTask]] = {}
+        n_rows = 0
         for teacher_name, loaded in self.teachers.items():
-            tasks_of_teacher[teacher_name] = block.tasks(teacher_name, loaded.settings.modality)
-        n_rows = sum(task.n_rows for task in chain(*tasks_of_teacher.values()))
+            tasks = block.tasks(teacher_name, loaded.settings.modality)
+            n_rows += sum(task.n_rows for task in tasks)
         n_made = 0
 
         def count_rows(n_new: int) -> None:
@@ -165,24 +166,35 @@ class TarMaker:
             on_share(n_made / max(1, n_rows))
             self._check_stop()
 
-        for teacher_name, loaded in self.teachers.items():
-            settings = loaded.settings
-            header_of = block.header_maker(settings)
-            tasks = tasks_of_teacher[teacher_name]
-            finished, _ = finished_shards(tasks, header_of, redo_skipped, {})
-            if settings.modality == "image":
-                finished = stored.without_replaced_tars(finished, block)
-            count_rows(sum(task.n_rows for task in finished))
-            encode_shards(
-                loaded.teacher,
-                settings.normalizer,
-                header_of,
-                (task for task in tasks if task not in finished),
-                block.dataset,
-                self._options.pipeline,
-                lambda _, n_encoded: count_rows(n_encoded),
-                images=block.images,
-            )
+        for teacher_name in self.teachers:
+            self._make_rows(teacher_name, block, count_rows)
         for tar_pairs in pairs:
             write_pairs(self._folder, tar_pairs)
             self._workplace.deliver(tar_pairs.name, self._teacher_names)
+
+    def _make_rows(
+        self,
+        teacher_name: str,
+        block: TarBlock,
+        count_rows: Callable[[int], None],
+    ) -> None:
+        """Make the missing rows of a teacher for some tars."""
+        loaded = self.teachers[teacher_name]
+        settings = loaded.settings
+        header_of = block.header_maker(settings)
+        tasks = block.tasks(teacher_name, settings.modality)
+        redo_skipped = not self._options.pipeline.skip_errors
+        finished, _ = finished_shards(tasks, header_of, redo_skipped, {})
+        if settings.modality == "image":
+            finished = stored.without_replaced_tars(finished, block)
+        count_rows(sum(task.n_rows for task in finished))
+        encode_shards(
+            loaded.teacher,
+            settings.normalizer,
+            header_of,
+            (task for task in tasks if task not in finished),
+            block.dataset,
+            self._options.pipeline,
+            lambda _, n_encoded: count_rows(n_encoded),
+            images=block.images,
+        )

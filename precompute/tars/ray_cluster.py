@@ -10,8 +10,9 @@ import logging
 import os
 import pickle
 import queue
+import socket
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,14 @@ _RESULT_BYTES = 1 << 20
 # Of the Ray of this machine: its smallest, as nothing but results is stored.
 _OBJECT_STORE_BYTES = 80 << 20
 _POLL_S = 0.1
+_ANSWER_S = 10.0
 _STDERR = 2  # its file descriptor
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a later version will do; it warns otherwise
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Left while it is read from in a thread, Ray would start again by itself.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # It would report to its makers that it is used.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -220,14 +224,23 @@ def _connect(
         settings["include_dashboard"] = False
         settings["object_store_memory"] = _OBJECT_STORE_BYTES
     try:
+        _require_answer(address)
         with _native_messages_dropped():
             ray.init(address, **settings)
     except Exception as error:
+        # Ray's own errors, OSError of a socket, ValueError of a port.
         raise SettingError(
             f"--ray-address {address}: no cluster of Ray answers ({first_line(error)}); on a node "
             "of a cluster, pass auto; without the option, Ray is started on this machine alone",
             name="ray_address",
         ) from None
+
+
+def _require_answer(address: str) -> None:
+    """Raise an error if nothing answers at HOST:PORT; Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
 
 
 @contextmanager
@@ -269,5 +282,9 @@ def _with_room(
             name="device",
         )
     if device == "cuda":
-        cores = max(1, n_cpus // n_gpus)
+        cores = min(_cores_of_gpu(node) for node in resources if node.get("GPU", 0))
     return RayCluster(ray, device, cores, n_actors)
+
+
+def _cores_of_gpu(resources: Mapping[str, float]) -> int:
+    return max(1, int(resources.get("CPU", 0) // resources["GPU"]))

@@ -1,12 +1,15 @@
 import json
 import os
 import time
+from itertools import chain
 
 import pytest
 
 from cusa.data.datasets import KNOWN_SIZES, load_dataset
 from cusa.data.errors import CusaError, DataError, FileFormatError
-from cusa.data.records import Record, caption_rows, entry_location, fingerprint
+from cusa.data.record import Record
+from cusa.data.record_columns import Records
+from cusa.data.records import entry_location
 
 
 def _write(path, content):
@@ -43,7 +46,7 @@ def test_karpathy_restval_joins_train(tmp_path):
         Record("7", "val2014/7.jpg", ("a", "b"), ("70", "71")),
         Record("9", "val2014/9.jpg", ("c",), ("90",)),
     )
-    assert caption_rows(dataset.splits["train"]).tolist() == [0, 0, 1]
+    assert dataset.splits["train"].caption_image.tolist() == [0, 0, 1]
     assert (
         dataset.notes[0] == "coco train has 2 images, the Karpathy split has 113,287"
     )  # by path, too
@@ -130,8 +133,9 @@ def test_fingerprint_depends_on_every_part():
         (Record("i", "p", ("a",), ("1",)), Record("b", "2", (), ())),
         (base, base),
     ]
-    assert len({fingerprint(r) for r in [(base,), *others]}) == 7
-    assert fingerprint((base,)) == fingerprint((Record("i", "p", ("a", "b"), ("1", "2")),))
+    assert len({Records.from_records(r).fingerprint for r in [(base,), *others]}) == 7
+    again = Record("i", "p", ("a", "b"), ("1", "2"))
+    assert Records.from_records([base]).fingerprint == Records.from_records([again]).fingerprint
 
 
 def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
@@ -540,9 +544,8 @@ def test_any_value_in_any_place_is_read_or_refused(tmp_path, name):
             except CusaError as error:
                 errors.append(error)
             else:
-                assert fingerprint(
-                    [record for split in dataset.splits.values() for record in split]
-                )
+                records = chain.from_iterable(dataset.splits.values())
+                assert Records.from_records(records).fingerprint
     assert len(errors) > 40
     assert {error.path for error in errors} == {tmp_path / name}
     assert not [str(error) for error in errors if "\n" in str(error)]

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from cusa.data.errors import CusaError, FileFormatError, StoreError, first_line
-from cusa.data.parsing import parse_json, parse_json_lines, read_json, read_text
+from cusa.data.parsing import parse_json, parse_json_lines, read_json, read_text, read_text_lines
 from cusa.data.yaml_files import parse_yaml, read_yaml
 from tests.helpers import Fault, fault_of
 
@@ -44,7 +44,7 @@ def test_json_keeps_whole_characters(tmp_path):
 
 
 def test_json_lines_name_the_line(tmp_path):
-    rows = parse_json_lines('{"a": 1}\n\n[2]\n{\n', tmp_path / "rows.jsonl")
+    rows = parse_json_lines(['{"a": 1}\n', "\n", "[2]\n", "{\n"], tmp_path / "rows.jsonl")
     assert [next(rows), next(rows)] == [(1, {"a": 1}), (3, [2])]
     with pytest.raises(FileFormatError) as caught:
         next(rows)
@@ -123,3 +123,22 @@ def test_errors_keep_their_fields_between_processes(tmp_path):
 def test_the_first_line_of_an_error():
     assert first_line(ValueError("\n one\ntwo")) == "one"
     assert first_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize("n_before", [0, 3, 100_000])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_lines_are_those_of_the_text(tmp_path, n_before, mark):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(mark + b"a\r\nb\rc\n" * n_before + "\u2028é\x0b\n\nlast".encode())
+    assert "".join(read_text_lines(path)) == read_text(path)
+    assert [line.removesuffix("\n") for line in read_text_lines(path)] == read_text(path).split(
+        "\n"
+    )
+    path.write_bytes(mark + b"a\r\nb\rc\n" * n_before + b"\xff\n")
+    errors = []
+    for read in (read_text, read_text_lines):
+        with pytest.raises(FileFormatError) as error:
+            list(read(path))
+        errors.append(error.value)
+    assert str(errors[0]) == str(errors[1])
+    assert errors[0].location == errors[1].location == f"byte {7 * n_before}"

@@ -178,8 +178,8 @@ def test_same_group_leaves_out_the_item_itself():
 
 def test_encoding_does_not_depend_on_the_batch_size(runs):
     run = runs / "runs" / "cusa"
-    from cusa.train.assemble import student_sources
     from cusa.train.config import Config
+    from cusa.train.sources import student_sources
 
     store = EmbeddingStore(runs / "store" / "store.h5")
     sources = student_sources(store, "train", Config(), ("vision", "words"), processors=None)

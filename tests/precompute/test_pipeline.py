@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cusa.data.records import Dataset, Record, fingerprint
+from cusa.data.records import Dataset, Record
 from cusa.data.store.shards import ShardHeader
 from cusa.precompute import image_source, reading
 from cusa.precompute.estimate import measure
@@ -64,7 +64,8 @@ def test_rows_come_back_in_the_captions_order(words, tmp_path):
     settings = words.settings("fp32", "float32", "none")
 
     def header(task):
-        return ShardHeader("words", "train", fingerprint(records), task.start, task.stop, settings)
+        fingerprint = dataset.splits["train"].fingerprint
+        return ShardHeader("words", "train", fingerprint, task.start, task.stop, settings)
 
     made = encode_shards(words, "none", header, iter(tasks), dataset, OPTIONS, lambda task, n: None)
     assert list(made) == tasks

@@ -182,8 +182,9 @@ def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(
     assert isinstance(run_failure("store", "merge", out, *parts[:2]), StoreError)
     assert not out.exists()
     run_ok("store", "merge", out, *parts)
-    for part in parts:
-        part.unlink()
+    (texts,) = out.parent.glob("store.part-texts-*.h5")
+    for path in (*parts, texts):
+        path.unlink()
     assert contents(out.parent) == expected_contents
     error = run_failure(
         "precompute", *_args(manifest, teachers, out, "--shard-range", f"0:{n_shards + 1}")

@@ -12,9 +12,9 @@ from cusa.data.errors import CusaError, SettingError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.assemble import student_sources
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs, pairs_per_step
+from cusa.train.sources import student_sources
 from cusa.train.student import StudentConfig, dual_encoder_student
 from tests.helpers import (
     Fault,

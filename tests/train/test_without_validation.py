@@ -12,11 +12,12 @@ import torch
 from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.assemble import resolve, validation_sources
+from cusa.train.assemble import resolve
 from cusa.train.config_building import build_config
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.run_progress import Progress
 from cusa.train.saving.student_folder import load_saved
+from cusa.train.sources import validation_sources
 from cusa.train.trainer import Trainer
 from tests.helpers import (
     ADAPTER,

@@ -57,8 +57,10 @@ def export(
             f"unknown kind of export {kind!r}; legal: {', '.join(KINDS)}", name="kind"
         )
     if out is None:
-        suffix = "-uni" if kind == "sentence-transformers" and head == "uni" else ""
-        out = run / f"export-{kind}{suffix}"
+        folder_name = f"export-{kind}"
+        if kind == "sentence-transformers" and head == "uni":
+            folder_name += "-uni"
+        out = run / folder_name
     _refuse_full(out)  # before the student is loaded
     saved = load_trained(run, checkpoint)
     metrics = _metrics_of_these_weights(run, saved.origin)
@@ -200,7 +202,9 @@ def _metrics_of_these_weights(run: Path, origin: Origin) -> dict[str, Any] | Non
 
 
 def _refuse_full(out_folder: Path) -> None:
-    if out_folder.exists() and (not out_folder.is_dir() or any(out_folder.iterdir())):
+    if not out_folder.exists():
+        return
+    if not out_folder.is_dir() or any(out_folder.iterdir()):
         raise SettingError(
             f"{out_folder} exists and is not an empty folder; remove it or pass another --out",
             path=out_folder,

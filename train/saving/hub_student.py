@@ -63,7 +63,9 @@ def student_on_hub(name: str) -> Path | None:
         snapshot = cached_snapshot(name)
         if snapshot is None:
             raise
-        return snapshot if _holds_student(snapshot) else None
+        if not _holds_student(snapshot):
+            return None
+        return snapshot
     if set(files).isdisjoint(_STUDENT_FILES):
         return None
     with one_line_hub_errors(name):

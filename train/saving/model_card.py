@@ -97,11 +97,10 @@ def model_card(
     usage = usage or Usage()
     scores = _card_scores(origin, metrics)
     config = origin.config
+    template_file = resources.files(__package__) / "model_card.md.jinja"
     card = ModelCard.from_template(
         _card_data(origin, usage, scores),
-        template_str=resources.files(__package__)
-        .joinpath("model_card.md.jinja")
-        .read_text("utf-8"),
+        template_str=template_file.read_text("utf-8"),
         origin=origin,
         usage=usage,
         scores=scores,
@@ -120,28 +119,37 @@ def model_card(
 
 
 def _weighted_terms(loss: LossConfig) -> str:
-    weights = {"contrastive": loss.contrastive_weight, "csa": loss.alpha, "usa": loss.beta}
+    weights = {
+        "contrastive": loss.contrastive_weight,
+        "csa": loss.alpha,
+        "usa": loss.beta,
+    }
     return " + ".join(f"{weights[term]:g} * {term}" for term in loss.terms)
 
 
 def _temperatures(loss: LossConfig) -> dict[str, str]:
     """Return a description of each temperature that the terms use, by its title."""
     in_use = loss.temperatures_in_use()
-    titles = {name: title for name, title in _TEMPERATURE_TITLES.items() if name in in_use}
-    return {title: _temperature(in_use[name]) for name, title in titles.items()}
+    descriptions = {}
+    for name, title in _TEMPERATURE_TITLES.items():
+        if name in in_use:
+            descriptions[title] = _described(in_use[name])
+    return descriptions
 
 
-def _temperature(value: Temperature | TemperaturePair) -> str:
-    if isinstance(value, Temperature):
-        if not value.learnable:
-            return f"{value.init:g}, fixed"
-        return f"from {value.init:g} in [{value.min:g}, {value.max:g}]"
-    image = _temperature(value.image)
-    text = _temperature(value.text)
-    if image == text:
-        return f"{image}, shared" if value.shared else f"image and text each {image}"
-    if value.shared:
+def _described(temperature: Temperature | TemperaturePair) -> str:
+    if isinstance(temperature, Temperature):
+        if not temperature.learnable:
+            return f"{temperature.init:g}, fixed"
+        return f"from {temperature.init:g} in [{temperature.min:g}, {temperature.max:g}]"
+    image = _described(temperature.image)
+    text = _described(temperature.text)
+    if temperature.shared and image == text:
+        return f"{image}, shared"
+    if temperature.shared:
         return f"mean of {image} and {text}, shared"
+    if image == text:
+        return f"image and text each {image}"
     return f"image {image}; text {text}"
 
 

@@ -30,22 +30,26 @@ def checked(kind: type[T], content: Any, name: str) -> T:
         RunError: If an entry is missing or has another type; ``location`` is its path, such as
             ``"origin.epoch"``.
     """
+    # In Python mode, pydantic's strict types would refuse a mapping in place of a dataclass.
+    content_json = json.dumps(content)
     try:
-        # In Python mode, pydantic's strict types would refuse a mapping in place of a dataclass.
-        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+        return TypeAdapter(kind).validate_json(content_json, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = ".".join([name, *map(str, first["loc"])])[:_MOST_CHARACTERS]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, CusaError):
-            raise RunError(f"{location}: {cause}", location=location, name=cause.name) from None
-        reason = first_line(ValueError(first["msg"])).lower()
-        raise RunError(f"{location}: {reason}", location=location) from None
+        first_error = error.errors(include_url=False)[0]
+    keys = map(str, first_error["loc"])
+    location = ".".join([name, *keys])[:_MOST_CHARACTERS]
+    cause = first_error.get("ctx", {}).get("error")
+    if isinstance(cause, CusaError):
+        raise RunError(f"{location}: {cause}", location=location, name=cause.name)
+    reason = first_line(ValueError(first_error["msg"])).lower()
+    raise RunError(f"{location}: {reason}", location=location)
 
 
 @contextmanager
 def named_as_damaged(
-    path: Path, remedy: str, error_class: type[RunError] = RunError
+    path: Path,
+    remedy: str,
+    error_class: type[RunError] = RunError,
 ) -> Iterator[None]:
     """Prefix errors of the block with the file that is damaged, and say what to do.
 

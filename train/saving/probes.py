@@ -40,7 +40,8 @@ def check_embeddings(
             convert_to_tensor=True,
             show_progress_bar=False,
         )
-        error = (embeddings - expected).abs().max().item()
+        differences = embeddings - expected
+        error = differences.abs().max().item()
         if not error <= tolerance:  # also true for NaN
             raise StudentError(
                 f"sentence-transformers gives other embeddings for this student ({name}, off by "
@@ -54,4 +55,8 @@ def probe_images() -> list[Any]:
     from PIL import Image
 
     gradient = Image.linear_gradient("L").convert("RGB")
-    return [gradient.rotate(angle).crop((0, 0, 160, 240)) for angle in (0, 90, 180)]
+    images = []
+    for angle in (0, 90, 180):
+        rotated = gradient.rotate(angle)
+        images.append(rotated.crop((0, 0, 160, 240)))
+    return images

@@ -110,7 +110,8 @@ class Provenance:
             if store.fingerprint(name) != fingerprint:
                 differences.append(f"fingerprint of split {name!r}")
         if self.validation != current.validation:
-            before, now = map(_shown_split, (self.validation, current.validation))
+            before = _shown_split(self.validation)
+            now = _shown_split(current.validation)
             differences.append(f"split to validate on ({before} / {now})")
         differences += _differences_of_teachers(self.teachers, current.teachers)
         differences += _differences_of_teachers(self.encoders, current.encoders)
@@ -132,6 +133,7 @@ def _differences_of_teachers(
         if modality not in current:
             differences.append(f"{modality} teacher {teacher.name!r}, which is not used now")
             continue
-        for field in current[modality].settings.differences(teacher.settings):
+        current_settings = current[modality].settings
+        for field in current_settings.differences(teacher.settings):
             differences.append(f"{teacher.name}.{field}")
     return differences

@@ -196,7 +196,8 @@ class Checkpoints:
         for checkpoint_path in self.paths():
             if _step_in_name(checkpoint_path) > step:
                 checkpoint_path.unlink()
-        for folder in (self._run_dir, self._folder, self._run_dir / BEST_FOLDER):
+        best_folder = self._run_dir / BEST_FOLDER
+        for folder in (self._run_dir, self._folder, best_folder):
             for half_written in folder.glob(".*.tmp"):
                 half_written.unlink()
 
@@ -209,7 +210,8 @@ def _load_checkpoint(checkpoint_path: Path, to_resume: bool) -> Checkpoint:
         if to_resume:
             state = checked(_StateForm, metadata, "checkpoint")
     # A renamed file would be taken for another step's.
-    steps = {origin.step, state.progress.step, _step_in_name(checkpoint_path)}
+    step_in_name = _step_in_name(checkpoint_path)
+    steps = {origin.step, state.progress.step, step_in_name}
     if to_resume and len(steps) > 1:
         listed = ", ".join(f"{step:,}" for step in sorted(steps))
         raise DamagedFileError(
@@ -258,8 +260,9 @@ class MetricsLog:
         # A validation that will be repeated may be of the run's last step.
         texts = []
         for line in read_metrics(self._path.parent):
-            is_validation = line["kind"] == "val"
-            last_step = progress.validated_step if is_validation else progress.step
+            last_step = progress.step
+            if line["kind"] == "val":
+                last_step = progress.validated_step
             if line["step"] <= last_step:
                 texts.append(json.dumps(line) + "\n")
         with atomic_file(self._path) as temporary:
@@ -283,9 +286,11 @@ class MetricsHistory(NamedTuple):
 def read_history(run_dir: Path) -> MetricsHistory:
     """Read a run's metrics.jsonl, leaving out damaged lines; no file reads as no lines."""
     path = run_dir / METRICS_FILE
-    content = path.read_bytes() if path.is_file() else b""
+    content = b""
+    if path.is_file():
+        content = path.read_bytes()
     lines = []
-    damaged = []
+    damaged_numbers = []
     texts = content.split(b"\n")
     for number, text in enumerate(texts, 1):
         try:
@@ -293,13 +298,13 @@ def read_history(run_dir: Path) -> MetricsHistory:
         except (CusaError, UnicodeDecodeError):
             # A kill may have cut off the last line.
             if number < len(texts):
-                damaged.append(number)
-    if not damaged:
+                damaged_numbers.append(number)
+    if not damaged_numbers:
         return MetricsHistory(lines, "")
-    numbers = f"{damaged[0]:,}"
-    if len(damaged) > 1:
-        numbers += f" and {len(damaged) - 1:,} more"
-    return MetricsHistory(lines, f"{path}: line {numbers} cannot be read and is left out")
+    listed = f"{damaged_numbers[0]:,}"
+    if len(damaged_numbers) > 1:
+        listed += f" and {len(damaged_numbers) - 1:,} more"
+    return MetricsHistory(lines, f"{path}: line {listed} cannot be read and is left out")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -334,7 +339,10 @@ _Values = RootModel[dict[str, bool | int | FiniteFloat | str]]
 
 def _metrics_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """Parse a line of metrics.jsonl."""
-    values = checked(_Values, parse_json(line.decode(), path, number), METRICS_FILE).root
-    is_validation = values.get("kind") == "val"
-    checked(_ValidationLine if is_validation else _StepLine, values, METRICS_FILE)
+    content = parse_json(line.decode(), path, number)
+    values = checked(_Values, content, METRICS_FILE).root
+    form: type[_StepLine] = _StepLine
+    if values.get("kind") == "val":
+        form = _ValidationLine
+    checked(form, values, METRICS_FILE)
     return values

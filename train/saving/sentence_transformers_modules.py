@@ -71,7 +71,8 @@ def routed_model(modules: list[Any], routes: dict[str, list[Any]]) -> Any:
     # Route by modality only, whatever the task.
     mappings = {(None, modality): modality for modality in routes}
     router = Router(routes, allow_empty_key=False, route_mappings=mappings)
-    return SentenceTransformer(modules=[*modules, router, Normalize()], device="cpu").eval()
+    all_modules = [*modules, router, Normalize()]
+    return SentenceTransformer(modules=all_modules, device="cpu").eval()
 
 
 def head_modules(head: nn.Module) -> list[nn.Module]:
@@ -133,14 +134,19 @@ def _tower_methods(
     """Return, by modality, the method to call and the field of its output; ``None``: a tensor."""
     from PIL import Image
 
-    pixels = processors.pixels([Image.new("RGB", (32, 32))])
-    inputs = {"image": {"pixel_values": pixels}, "text": processors.tokens(["a"])}
+    picture = Image.new("RGB", (32, 32))
+    inputs = {
+        "image": {"pixel_values": processors.pixels([picture])},
+        "text": processors.tokens(["a"]),
+    }
     methods = {}
-    for modality, values in inputs.items():
-        method = f"get_{modality}_features"
-        output = getattr(backbone, method)(**values)
-        field = None if isinstance(output, torch.Tensor) else "pooler_output"
-        methods[modality] = {"method": method, "method_output_name": field}
+    for modality, modality_inputs in inputs.items():
+        method_name = f"get_{modality}_features"
+        encode = getattr(backbone, method_name)
+        output_field: str | None = "pooler_output"
+        if isinstance(encode(**modality_inputs), torch.Tensor):
+            output_field = None
+        methods[modality] = {"method": method_name, "method_output_name": output_field}
     return methods
 
 
@@ -249,9 +255,12 @@ def compare_embeddings(
     images = probe_images()
     image_features = student.encode_image(processors.pixels(images))
     text_features = student.encode_text(processors.tokens(captions))
-    expected = []
-    for features in (image_features, text_features):
-        expected.append(nn.functional.normalize(getattr(features, head)))
-    texts = PROBE_CAPTIONS if as_written else captions
-    probes = list(zip((images, texts), expected, strict=True))
+    texts = captions
+    if as_written:
+        texts = PROBE_CAPTIONS
+    probes = []
+    for inputs, features in ((images, image_features), (texts, text_features)):
+        head_features = getattr(features, head)
+        embeddings = nn.functional.normalize(head_features)
+        probes.append((inputs, embeddings))
     check_embeddings(model, probes, type(saved_student.backbone).__name__)

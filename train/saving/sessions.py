@@ -62,7 +62,8 @@ def read_sessions(run_dir: Path) -> SessionHistory:
     if not path.is_file():
         return SessionHistory([], "")
     try:
-        sessions = checked(RootModel[list[Session]], read_json(path), SESSIONS_FILE).root
+        content = read_json(path)
+        sessions = checked(RootModel[list[Session]], content, SESSIONS_FILE).root
     except (CusaError, OSError) as error:
         problem = f"{path} cannot be read, and the machine and time of training are left out"
         return SessionHistory([], f"{problem} ({first_line(error)})")
@@ -79,11 +80,17 @@ class SessionClock:
     """
 
     def __init__(self, run_dir: Path, device: str, processes: int) -> None:
+        now = datetime.now(UTC)
         self._path = run_dir / SESSIONS_FILE
-        self._earlier = read_sessions(run_dir).sessions
-        self._start = time.monotonic()
-        began = datetime.now(UTC).isoformat(timespec="seconds")
-        self._session = Session(began, 0.0, machine_name(device), processes, versions())
+        self._earlier_sessions = read_sessions(run_dir).sessions
+        self._start_seconds = time.monotonic()
+        self._session = Session(
+            began=now.isoformat(timespec="seconds"),
+            seconds=0.0,
+            machine=machine_name(device),
+            processes=processes,
+            versions=versions(),
+        )
 
     def save(self) -> None:
         """Write the sessions, the last with the seconds until now.
@@ -91,7 +98,8 @@ class SessionClock:
         Raises:
             OSError: If they cannot be written; what was there before stays.
         """
-        seconds = round(time.monotonic() - self._start, 3)
-        sessions = [*self._earlier, replace(self._session, seconds=seconds)]
+        seconds = time.monotonic() - self._start_seconds
+        session = replace(self._session, seconds=round(seconds, 3))
+        entries = [asdict(session) for session in (*self._earlier_sessions, session)]
         with atomic_file(self._path) as temporary:
-            temporary.write_text(json.dumps(list(map(asdict, sessions)), indent=2))
+            temporary.write_text(json.dumps(entries, indent=2))

@@ -136,7 +136,9 @@ def student_folder(path: Path) -> Path:
             path=path,
         )
     kinds = "a run directory of cusa-train, its best/, or a folder of cusa-train export --to hf"
-    problem = "holds no student" if path.exists() else "does not exist"
+    problem = "does not exist"
+    if path.exists():
+        problem = "holds no student"
     raise StudentError(f"{path} {problem}; pass {kinds}", path=path)
 
 
@@ -147,10 +149,11 @@ def load_saved(path: Path) -> SavedStudent:
         CusaError: If there is no student, or its files are damaged; the message says what to do.
     """
     folder = student_folder(path)
-    weights = _weights_file(folder)
-    tensors, meta = load_tensors(weights)
-    is_export = weights.name == HEADS_FILE
-    return with_weights(folder, tensors, _origin(meta, weights), is_export)
+    weights_file = _weights_file(folder)
+    tensors, metadata = load_tensors(weights_file)
+    origin = _origin(metadata, weights_file)
+    is_export = weights_file.name == HEADS_FILE
+    return with_weights(folder, tensors, origin, is_export)
 
 
 def load_origin(path: Path) -> Origin:
@@ -159,19 +162,22 @@ def load_origin(path: Path) -> Origin:
     Raises:
         CusaError: If there is no student, or its files are damaged; the message says what to do.
     """
-    weights = _weights_file(student_folder(path))
-    return _origin(load_metadata(weights), weights)
+    weights_file = _weights_file(student_folder(path))
+    metadata = load_metadata(weights_file)
+    return _origin(metadata, weights_file)
 
 
 def _weights_file(folder: Path) -> Path:
     """Return the file of all weights or, if there is none, that of an export's heads."""
-    weights = folder / WEIGHTS_FILE
-    return weights if weights.is_file() else folder / HEADS_FILE
+    weights_file = folder / WEIGHTS_FILE
+    if weights_file.is_file():
+        return weights_file
+    return folder / HEADS_FILE
 
 
-def _origin(meta: dict[str, Any], weights: Path) -> Origin:
-    with named_as_damaged(weights, "use another or train again"):
-        return Origin.from_dict(meta)
+def _origin(metadata: dict[str, Any], weights_file: Path) -> Origin:
+    with named_as_damaged(weights_file, "use another or train again"):
+        return Origin.from_dict(metadata)
 
 
 def with_weights(

@@ -46,7 +46,7 @@ def save_tensors(
     contents = {}
     addresses = set()
     for tensor_name, tensor in tensors.items():
-        content = tensor.detach().cpu().contiguous()
+        content = _content(tensor)
         if content.data_ptr() in addresses:
             content = content.clone()  # tied weights, which safetensors refuses
         addresses.add(content.data_ptr())
@@ -73,10 +73,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     tensors, metadata = _read(path, with_tensors=True)
     try:
-        is_whole = metadata.get("sha256") == _digest(tensors, metadata["cusa"])
+        digest = _digest(tensors, metadata["cusa"])
     except _PARSER_ERRORS as error:  # a dtype that torch cannot view as bytes
         raise _damaged(path, first_line(error)) from None
-    if not is_whole:
+    if metadata.get("sha256") != digest:
         raise _damaged(path, "its checksum differs")
     return tensors, _metadata(metadata["cusa"], path)
 
@@ -129,18 +129,23 @@ def _damaged(path: Path, reason: str) -> DamagedFileError:
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Compute the sha256 (hex) of the tensors' names, dtypes, shapes and values."""
-    contents = {}
-    for tensor_name, tensor in tensors.items():
-        contents[tensor_name] = tensor.detach().cpu().contiguous()
+    contents = {tensor_name: _content(tensor) for tensor_name, tensor in tensors.items()}
     return _digest(contents, "")
+
+
+def _content(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is written to a file."""
+    return tensor.detach().cpu().contiguous()
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata_json: str) -> str:
     # Sorted, since the order of tensors in a file is up to the library that wrote it.
     digest = hashlib.sha256(metadata_json.encode())
     for tensor_name, tensor in sorted(tensors.items()):
-        digest.update(f"{tensor_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        description = f"{tensor_name} {tensor.dtype} {tuple(tensor.shape)}"
+        content = tensor.reshape(-1).view(torch.uint8)
+        digest.update(description.encode())
+        digest.update(content.numpy().data)
     return digest.hexdigest()
 
 
@@ -176,11 +181,15 @@ def mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> s
     if unknown:
         return f"{min(unknown)} is unknown"
     for tensor_name, tensor in tensors.items():
-        wanted = expected[tensor_name]
-        if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
-            actual = f"{tensor.dtype} {list(tensor.shape)}"
-            return f"{tensor_name} is {actual}, not {wanted.dtype} {list(wanted.shape)}"
+        kind = _kind(tensor)
+        expected_kind = _kind(expected[tensor_name])
+        if kind != expected_kind:
+            return f"{tensor_name} is {kind}, not {expected_kind}"
     return not_finite(tensors)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cusa.data.errors import DataError
+from cusa.data.errors import DataError, SettingError
 from cusa.data.objects.folder import is_remote
 from cusa.data.tars.cache import TarCache
 from cusa.data.tars.tar_set import TarSet
+from cusa.data.tars.units import is_parquet
 from cusa.train.config import Config, DataConfig
 from cusa.train.saving.provenance import Provenance, StoredTeacher
 from cusa.train.student import Processors
@@ -47,10 +48,12 @@ def open_tar_pairs(
         every_teacher = tuple(tar_set.manifest.teachers)
         inputs = TarFileInputs(processors, config.data.normalizer, every_teacher)
     teachers = _names(provenance.teachers)
+    teachers_read = rows_read(teachers, inputs)
+    source = _source(tar_set, config.data, teachers_read, inputs.reads_images)
     n_at_once = config.data.window * config.data.streams
-    source = _source(tar_set, config.data, rows_read(teachers, inputs), inputs.reads_images)
     pairs = TarSetPairs(source.files, inputs, teachers, n_at_once + _MORE_OPEN)
-    supply = TarSupply(pairs, tuple(tar_set.manifest.names), source, n_at_once)
+    tar_names = tuple(tar_set.manifest.names)
+    supply = TarSupply(pairs, tar_names, source, n_at_once)
     return pairs, supply
 
 
@@ -69,7 +72,8 @@ def _source(
     locations = [tar_set.path]
     if reads_images and tar_set.image_root is not None:
         locations.append(tar_set.image_root)
-    if data.cache is None and not any(map(is_remote, locations)):
+    any_is_remote = any(map(is_remote, locations))
+    if data.cache is None and not any_is_remote:
         return InPlace(tar_set, teachers, reads_images)
     folder = None
     if data.cache is not None:
@@ -79,7 +83,16 @@ def _source(
 
 
 def _require_image_root(tar_set: TarSet) -> None:
-    folder = tar_set.tar_path(tar_set.manifest.names[0]).parent
+    if is_parquet(tar_set.manifest.caption_rule):
+        raise SettingError(
+            f"{tar_set.path} was made from Parquet files, whose pictures have no place of their "
+            "own to be read from; train --student adapter, which needs the rows alone, or make the "
+            "set from tars",
+            path=tar_set.path,
+            name="student",
+        )
+    first_tar = tar_set.manifest.names[0]
+    folder = tar_set.tar_path(first_tar).parent
     if not is_remote(folder) and not folder.is_dir():
         raise DataError(
             f"folder {folder} of the tars does not exist; pass --image-root",

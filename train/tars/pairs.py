@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -55,7 +56,7 @@ class TarSetPairs(Dataset[Batch]):
         self._teachers = teachers
         self._n_open = n_open
         self._open_tars: OrderedDict[int, OpenTar] = OrderedDict()
-        self._deciding_teachers = tuple(dict.fromkeys([*teachers, *inputs.teachers]))
+        self._deciding_teachers = _distinct(teachers, inputs.teachers)
         self.teachers_read = rows_read(teachers, inputs)
         self.reads_images = inputs.reads_images
         self.n_trainable = manifest.n_trainable(self._deciding_teachers)
@@ -154,7 +155,12 @@ def rows_read(
     inputs: TarInputs,
 ) -> tuple[str, ...]:
     """Return the names of all teachers whose rows are read: for soft labels, and as inputs."""
-    return tuple(dict.fromkeys([*teachers, *inputs.encoders]))
+    return _distinct(teachers, inputs.encoders)
+
+
+def _distinct(*names: Sequence[str]) -> tuple[str, ...]:
+    """Return names in their order, each once."""
+    return tuple(dict.fromkeys(itertools.chain(*names)))
 
 
 class ImageNames(Sequence[str]):
@@ -172,7 +178,8 @@ class ImageNames(Sequence[str]):
         return int(self._first_images[-1])
 
     def __getitem__(self, image: int) -> str:  # type: ignore[override]
-        tar_number = int(np.searchsorted(self._first_images, image, "right")) - 1
+        n_begun = int(np.searchsorted(self._first_images, image, "right"))
+        tar_number = n_begun - 1
         tar = self._tar_set.manifest.names[tar_number]
         row = image - int(self._first_images[tar_number])
         key = self._tar_set.pairs(tar).keys[row]

@@ -31,16 +31,17 @@ class MlflowTracker:
             self._client.update_run(tracked_run.tracked_id, status="RUNNING")
             self._run_id = tracked_run.tracked_id
             return self._run_id
+        project = tracked_run.project_or("MLFLOW_EXPERIMENT_NAME")
         created = self._client.create_run(
-            self._experiment_id(tracked_run.project_or("MLFLOW_EXPERIMENT_NAME")),
+            self._experiment_id(project),
             tags=dict(tracked_run.facts),
             run_name=tracked_run.run_dir.name,
         )
         self._run_id = created.info.run_id
         parameters = []
+        make_parameter = self._mlflow.entities.Param
         for name, value in tracked_run.settings.items():
-            parameter = self._mlflow.entities.Param(name, str(value))
-            parameters.append(parameter)
+            parameters.append(make_parameter(name, str(value)))
         for start in range(0, len(parameters), _MOST_PARAMETERS):
             batch = parameters[start : start + _MOST_PARAMETERS]
             self._client.log_batch(self._run_id, params=batch)
@@ -56,8 +57,9 @@ class MlflowTracker:
         """Log figures of a step, in one call to the server."""
         milliseconds = int(1000 * time.time())
         metrics = []
+        make_metric = self._mlflow.entities.Metric
         for name, value in figures.items():
-            metric = self._mlflow.entities.Metric(name, value, milliseconds, step_number)
+            metric = make_metric(name, value, milliseconds, step_number)
             metrics.append(metric)
         self._client.log_batch(self._run_id, metrics=metrics)
 

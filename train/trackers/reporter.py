@@ -78,7 +78,8 @@ class TrackersReporter:
 
         def begin(tracker_name: TrackerName, tracker: Tracker) -> None:
             earlier_id = tracked_ids.get(tracker_name, "")
-            tracked_ids[tracker_name] = tracker.begin(replace(tracked_run, tracked_id=earlier_id))
+            continued_run = replace(tracked_run, tracked_id=earlier_id)
+            tracked_ids[tracker_name] = tracker.begin(continued_run)
 
         self._tell_all(begin)
         try:
@@ -92,7 +93,8 @@ class TrackersReporter:
         if not ids_path.is_file():
             return {}
         try:
-            return TypeAdapter(dict[str, str]).validate_python(read_json(ids_path))
+            content = read_json(ids_path)
+            return TypeAdapter(dict[str, str]).validate_python(content)
         except (FileFormatError, ValidationError):
             self._warn(f"{ids_path} is damaged; the run is tracked anew")
             return {}

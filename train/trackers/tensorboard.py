@@ -18,9 +18,9 @@ class TensorBoardTracker:
 
     def begin(self, tracked_run: TrackedRun) -> str:
         """Open the files; TensorBoard drops what a resumed run wrote after its checkpoint."""
-        folder = tracked_run.run_dir / FOLDER
+        folder = str(tracked_run.run_dir / FOLDER)
         steps_done = tracked_run.steps_done
-        self._writer = self._writer_class(str(folder), purge_step=steps_done + 1)
+        self._writer = self._writer_class(folder, purge_step=steps_done + 1)
         lines = []
         for name, value in tracked_run.config.items():
             lines.append(f"    {name}: {value}")  # verbatim in Markdown

@@ -15,7 +15,7 @@ from cusa.data.demo_set.captions import draw_captions
 from cusa.data.demo_set.make import make_demo
 from cusa.data.demo_set.truth import truth_of
 from cusa.data.demo_set.world import Claim, Description, Scene, Thing, draw_scenes
-from cusa.data.records import Dataset, caption_rows
+from cusa.data.records import Dataset
 
 SMALL = {"n_train": 24, "n_val": 8, "n_test": 8}
 
@@ -274,7 +274,7 @@ def test_stored_truth_holds_the_own_image(made: Dataset) -> None:
             np.int64,
         ) * 3
         assert len(truth.image_labels) == len(records)
-        own = caption_rows(records)
+        own = records.caption_image
         assert len(truth.indptr) == len(own) + 1
         for c, image in enumerate(own):
             assert image in truth.indices[truth.indptr[c] : truth.indptr[c + 1]]

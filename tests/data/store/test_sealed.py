@@ -10,7 +10,17 @@ import pytest
 
 from cusa.data.errors import CusaError, StoreError
 from cusa.data.records import Dataset
-from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, seal_holds, write_sealed
+from cusa.data.store import index as store_index
+from cusa.data.store import split_table
+from cusa.data.store.checksum import (
+    INDEX_FORMAT,
+    SHARD_FORMAT,
+    open_sealed,
+    seal_holds,
+    write_sealed,
+)
+from cusa.data.store.index import read_index, write_index
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.verify import verify
 from tests.helpers import Fault, add_teacher, fault_of, records, run_error, settings, unit_rows
 
@@ -122,7 +132,7 @@ def test_a_sealed_file_is_a_normal_hdf5_file(index):
         assert file["teachers/vision/train/rows"].shape == (9, 4)
 
 
-class _FullDisk(io.BufferedWriter):
+class _FullDisk(io.BufferedRandom):
     """Takes 600 bytes and no more."""
 
     room = 600
@@ -139,7 +149,7 @@ def _fill_on_write(monkeypatch):
     monkeypatch.setattr(
         Path,
         "open",
-        lambda p, m="r", **k: _FullDisk(io.FileIO(p, "w")) if "w" in m else real(p, m, **k),
+        lambda p, m="r", **k: _FullDisk(io.FileIO(p, "w+")) if "w" in m else real(p, m, **k),
     )
 
 
@@ -150,18 +160,61 @@ def _fill_on_flush(monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
 
 
+def _some_arrays(file):
+    for name in "abc":
+        file.create_group(name).create_dataset("x", data=np.arange(3000))
+
+
 @pytest.mark.parametrize("fill", [_fill_on_write, _fill_on_flush])
 @pytest.mark.parametrize("older", [None, b"an older file"])
-def test_a_full_disk_leaves_nothing_new(tmp_path, monkeypatch, fill, older):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_full_disk_leaves_nothing_new(tmp_path, monkeypatch, fill, older, in_memory):
     path = tmp_path / "x.h5"
     if older is not None:
         path.write_bytes(older)
     with monkeypatch.context() as patch:
         fill(patch)
         with pytest.raises(CusaError) as refused:
-            write_sealed(path, SHARD_FORMAT, lambda file: None)
+            write_sealed(path, SHARD_FORMAT, _some_arrays, in_memory)
         assert fault_of(refused.value) == Fault(StoreError, path=path)
     assert [p.name for p in tmp_path.iterdir()] == ([] if older is None else ["x.h5"])
     assert older is None or path.read_bytes() == older
-    write_sealed(path, SHARD_FORMAT, lambda file: None)
+    write_sealed(path, SHARD_FORMAT, _some_arrays, in_memory)
     assert seal_holds(path, SHARD_FORMAT)
+
+
+def test_a_file_that_is_not_built_in_memory_is_the_same(tmp_path):
+    paths = [tmp_path / "a.h5", tmp_path / "b.h5", tmp_path / "c.h5"]
+    for path, in_memory in zip(paths, (True, False, False), strict=True):
+        write_sealed(path, SHARD_FORMAT, _some_arrays, in_memory)
+        assert seal_holds(path, SHARD_FORMAT)
+        with open_sealed(path, SHARD_FORMAT) as file:
+            assert file.userblock_size == 512
+            assert dict(file.attrs).keys() == {"format", "format_version"}
+            for name in "abc":
+                assert file[name]["x"].id.get_offset() % 512 == 0
+                assert (file[name]["x"][:] == np.arange(3000)).all()
+    assert paths[1].read_bytes() == paths[2].read_bytes()
+
+
+def test_large_indexes_are_written_and_mapped(index, monkeypatch):
+    """In place of large ones: small ones, with the limits at 0."""
+    contents = read_index(index)
+    rows = np.asarray(EmbeddingStore(index)["vision", "train"])
+    monkeypatch.setattr(store_index, "_MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(split_table, "_READ_BYTES", 0)
+    write_index(index, contents)
+    assert verify(index) == (3, [])
+    again = read_index(index)
+    assert again.teachers == contents.teachers
+    for name, texts in contents.splits["train"].columns.items():
+        assert list(again.splits["train"].columns[name]) == list(texts)
+    assert np.array_equal(
+        np.asarray(EmbeddingStore(index)["vision", "train"]), rows, equal_nan=True
+    )
+    assert list(EmbeddingStore(index).split("train").captions) == list(
+        contents.splits["train"].columns["captions"]
+    )
+    # What is mapped may be replaced.
+    write_index(index, again)
+    assert verify(index) == (3, [])

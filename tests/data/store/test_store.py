@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from cusa.cli.store import main as store_main
 from cusa.data.errors import EmbeddingsError, StoreError
 from cusa.data.files import atomic_file
-from cusa.data.records import Dataset, fingerprint
+from cusa.data.records import Dataset
 from cusa.data.store.checksum import ChecksumError, ReplacedError, VersionError
 from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.reader import EmbeddingStore
@@ -72,7 +72,7 @@ def test_any_rows_from_shards_of_any_lengths(tmp_path, lengths, dim, dtype):
     shards, start = [], 0
     for length in lengths:
         header = ShardHeader(
-            "t", "train", fingerprint(dataset.splits["train"]), start, start + length, config
+            "t", "train", dataset.splits["train"].fingerprint, start, start + length, config
         )
         shards.append(
             write_shard(tmp_path, f"s/{start}.h5", header, want[start : start + length], [])

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cusa.data.records import fingerprint
 from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 from cusa.data.tars.manifest import write_manifest
 from cusa.data.tars.manifest_building import build_manifest
@@ -73,7 +72,7 @@ def write_rows(folder, pairs, teacher, modality, skipped=()):
     rows[:, 0] = np.arange(n_rows)
     rows[list(skipped)] = np.nan
     own = settings(modality, DIM)
-    header = ShardHeader(teacher, pairs.name, fingerprint(pairs.records), 0, n_rows, own)
+    header = ShardHeader(teacher, pairs.name, pairs.records.fingerprint, 0, n_rows, own)
     rows = rows.astype(own.dtype) if skipped else stored_rows(rows, own.dtype)
     write_shard(folder, f"{teacher}/{pairs.name}.h5", header, rows, list(skipped))
 

@@ -4,7 +4,6 @@ import pytest
 import webdataset
 
 from cusa.data.errors import StoreError
-from cusa.data.records import fingerprint
 from cusa.data.store.checksum import ChecksumError
 from cusa.data.tars.manifest import MANIFEST, read_manifest, write_manifest
 from cusa.data.tars.manifest_building import build_manifest
@@ -42,7 +41,7 @@ def test_pairs_are_read_as_written(tmp_path, tars):
     assert stored.keys == ("000004", "000005", "000006", "000007")
     assert stored.images[0] == "000004.jpg"
     assert stored.captions[0] == "picture number 4"
-    assert stored.fingerprint == fingerprint(pairs.records)
+    assert stored.fingerprint == pairs.records.fingerprint
     content = tars[1].read_bytes()
     for row, number in enumerate(range(4, 8)):
         start, size = stored.image_offsets[row], stored.image_sizes[row]

@@ -18,7 +18,7 @@ from cusa.eval.metrics.equal_rows import first_equal_row
 ROOT = Path(cusa.__file__).parent.parent
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_the_first_equal_row_is_found_by_comparing_all(data):
     n, dim = data.draw(st.integers(0, 12)), data.draw(st.integers(0, 3))

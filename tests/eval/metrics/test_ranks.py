@@ -29,7 +29,7 @@ def _loop(scores, relevant, exclude=None, ties_count=True):
     return ranks
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_ranks_equal_the_rule_spelled_out_ties_included(data):
     n, m = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 7))
@@ -79,7 +79,7 @@ def test_embeddings_that_are_not_finite_are_refused():
     assert refused.value.name == "candidates"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_both_ways_in_one_pass_are_each_way_by_itself(data):
     """Few different embeddings, so that ties abound; captions in any order, some with no image."""

@@ -20,9 +20,9 @@ from cusa.data.errors import (
     WorkerError,
 )
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.assemble import student_sources
 from cusa.train.encode_split import encode_split
 from cusa.train.saving.run_dir import load_trained
+from cusa.train.sources import student_sources
 from tests.helpers import (
     make_pairs,
     make_tiny_clip,

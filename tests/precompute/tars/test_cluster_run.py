@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import chdir, contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from cusa.data.errors import SettingError, StoreError, WorkerError
 from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.origin import ORIGIN
 from cusa.data.tars.samples import TarError
-from cusa.precompute.tars import cluster_run, maker, tar_actor
+from cusa.precompute.tars import cluster_run, maker, ray_cluster, tar_actor
 from tests.data.tars.tar_files import write_tars
 from tests.helpers import run, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
@@ -275,3 +276,39 @@ def test_without_ray_the_error_says_how_to_install_it(tmp_path, tars, teachers, 
     given = ["--dataset", tmp_path / "tars", "--out", tmp_path / "set", *teachers]
     error = run_failure("precompute", *given, "--engine", "ray")
     assert (type(error), error.name) == (SettingError, "engine")
+
+
+# --- room for actors
+
+
+def _nodes(*resources):
+    """Ray with a node that has gone, and others with some resources."""
+    nodes = [{"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+    nodes += [{"Alive": True, "Resources": node} for node in resources]
+    return SimpleNamespace(nodes=lambda: nodes)
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "nodes", "expected_room"),
+    [
+        ("auto", 1, [{"CPU": 4.0}, {"CPU": 2.0}], ("cpu", 1, 6)),
+        ("auto", 3, [{"CPU": 4.0}, {"CPU": 2.0}], ("cpu", 3, 1)),
+        ("auto", 1, [{"CPU": 32.0, "GPU": 4.0}, {"CPU": 99.0}], ("cuda", 8, 4)),
+        ("cuda", 1, [{"CPU": 2.0, "GPU": 4.0}], ("cuda", 1, 4)),
+        ("cpu", 2, [{"CPU": 8.0, "GPU": 4.0}, {}], ("cpu", 2, 4)),
+    ],
+)
+def test_an_actor_for_each_gpu_or_some_cores(device, cores, nodes, expected_room):
+    cluster = ray_cluster._with_room(_nodes(*nodes), device, cores)
+    assert (cluster.device, cluster.cores, cluster.n_actors) == expected_room
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "nodes"),
+    [("cuda", 1, [{"CPU": 4.0}]), ("cpu", 3, [{"CPU": 2.0}, {"CPU": 2.0}]), ("auto", 1, [{}])],
+)
+def test_a_cluster_without_room_is_refused(device, cores, nodes):
+    """Ray would wait for a node that has it."""
+    with pytest.raises(SettingError) as caught:
+        ray_cluster._with_room(_nodes(*nodes), device, cores)
+    assert caught.value.name == "device"

@@ -10,9 +10,10 @@ import time
 import psutil
 import pytest
 
+from cusa.data.errors import SettingError
 from cusa.precompute.tars.tar_actor import TarActor
 from tests.data.tars.tar_files import write_tars
-from tests.helpers import run_ok
+from tests.helpers import run_failure, run_ok
 
 pytest.importorskip("ray")
 
@@ -100,3 +101,12 @@ def test_ctrl_c_ends_the_driver_and_ray(tmp_path, teachers, expected):
     assert not running
     run_ok("precompute", "--dataset", "tars", "--out", "set", *teachers)
     assert contents(tmp_path / "set") == expected
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "nowhere.invalid:6379"])
+def test_an_address_where_no_cluster_answers_is_refused(tmp_path, teachers, address):
+    write_tars(tmp_path / "tars", 1, 1)
+    options = ["--dataset", tmp_path / "tars", "--out", tmp_path / "set", *teachers]
+    error = run_failure("precompute", *options, "--engine", "ray", "--ray-address", address)
+    assert (type(error), error.name) == (SettingError, "ray_address")
+    assert not (tmp_path / "set").exists()

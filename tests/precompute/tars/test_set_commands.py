@@ -7,7 +7,7 @@ import os
 import h5py
 import pytest
 
-from cusa.data.errors import CusaError, StoreError
+from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.origin import ORIGIN, SetOrigin, record_origin
 from cusa.data.tars.pair_files import pairs_path
@@ -79,6 +79,19 @@ def test_the_index_learns_where_tars_were_moved_and_names_those_without_rows(tmp
     assert TarSet(folder).image_root == tmp_path / "moved"
 
 
+def test_the_index_refuses_tars_that_are_not_those_of_the_set(tmp_path, tars):
+    folder = tmp_path / "set"
+    write_set(folder, tars[:3])
+    manifest = (folder / MANIFEST).read_bytes()
+    other = write_tar(tmp_path / "other" / "other.tar", pair(1))
+    error = run_failure("store", "index", folder, "--dataset", other)
+    assert (type(error), error.name, error.path) == (SettingError, "dataset", folder)
+    error = run_failure("store", "index", folder, "--dataset", f"{tmp_path}/{{00000..00002}}.tar")
+    assert (type(error), error.path) == (DataError, tmp_path / "00000.tar")
+    assert (folder / MANIFEST).read_bytes() == manifest
+    assert not (folder / ORIGIN).exists()
+
+
 def test_an_origin_is_joined_with_what_was_recorded(tmp_path):
     record_origin(tmp_path, "/tars", {"vit": "/models/vit"})
     origin = record_origin(tmp_path, "", {"words": "/models/words"})
@@ -97,7 +110,7 @@ def test_an_edited_origin_is_refused_by_name(tmp_path, tars, text):
     write_set(tmp_path / "set", tars)
     (tmp_path / "set" / ORIGIN).write_text(text)
     error = run_failure("store", "index", tmp_path / "set")
-    assert isinstance(error, CusaError)
+    assert isinstance(error, StoreError)
     assert error.path == tmp_path / "set" / ORIGIN
 
 

@@ -356,7 +356,6 @@ def test_a_damaged_file_of_a_set_is_set_aside_and_made_again(tmp_path, tars, mak
     ("options", "name"),
     [
         (["--limit", "3"], "limit"),
-        (["--plan"], "only_plan"),
         (["--caption", "xml"], "caption"),
         (["--tars", "3:9"], "tars"),
         (["--out", "set.h5"], "out"),

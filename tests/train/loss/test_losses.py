@@ -199,14 +199,14 @@ matrices = st.integers(1, 6).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(matrices, st.floats(0.05, 2))
 def test_kl_of_a_distribution_with_itself_is_zero(sim, tau):
     assert float(soft_label_loss(sim, sim, tau, tau)) == pytest.approx(0, abs=1e-12)
     assert torch.allclose(soft_labels(sim, tau).sum(-1), torch.ones(len(sim), dtype=sim.dtype))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(matrices, matrices, st.floats(0.05, 2))
 def test_kl_is_never_negative(sim, teacher, tau):
     n = min(len(sim), len(teacher))
@@ -236,7 +236,7 @@ def _values(loss, rows, ids):
 
 
 @METHODS
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(n=st.integers(1, 12), seed=st.integers(0, 99), random=st.randoms())
 def test_the_order_of_the_batch_does_not_matter(method, n, seed, random):
     """Terms stay as they are, and gradients go with their rows."""
@@ -250,7 +250,7 @@ def test_the_order_of_the_batch_does_not_matter(method, n, seed, random):
 
 
 @METHODS
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(n=st.integers(1, 12), seed=st.integers(0, 99))
 def test_swapping_the_modalities_swaps_the_terms(method, n, seed):
     """With images and texts exchanged everywhere, every term stays as it is."""
@@ -270,7 +270,7 @@ def test_swapping_the_modalities_swaps_the_terms(method, n, seed):
     torch.testing.assert_close(crossed, [gradients[i] for i in (1, 0, 3, 2)], rtol=1e-9, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(n=st.integers(1, 12), seed=st.integers(0, 99))
 def test_one_direction_of_csa_is_the_other_with_the_matrix_transposed(n, seed):
     """On similarity matrices: image-to-text of S^T with the text teacher is text-to-image of S."""

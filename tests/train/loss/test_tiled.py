@@ -95,7 +95,7 @@ def test_any_terms(terms, shared):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.integers(1, 25), st.integers(1, 20), st.integers(0, 5))
 def test_any_batch_tile_and_ids(b, tile_rows, n_images, seed):
     """B = 1 and 2, tiles larger than the batch, all images equal, all different."""

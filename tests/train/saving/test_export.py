@@ -5,7 +5,6 @@ import subprocess
 import sys
 import unicodedata
 
-import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -305,7 +304,6 @@ PIECES = st.one_of(
 )
 
 
-@hypothesis.settings(deadline=None)
 @example("A ΣΊΣΥΦΟΣ, Σ. ΑΣ\u0345")
 @example("\n a \t b \n\n")
 @example(" ".join(str(i) for i in range(70)) + "\n")

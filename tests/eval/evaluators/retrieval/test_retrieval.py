@@ -107,7 +107,7 @@ def _loop_precisions(scores, relevant, n_relevant, ties_first):
     return (sum(hits) / n_relevant, sum(precisions) / n_relevant) if n_relevant else (0, 0)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_precisions_equal_explicit_loops_ties_included(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
