@@ -39,10 +39,7 @@ class TarSource(Protocol):
     def files(self) -> NamedFiles:
         """Return where the files are that were brought."""
 
-    def bring(
-        self,
-        tar: str,
-    ) -> None:
+    def bring(self, tar: str) -> None:
         """Make sure that a tar's files are there, all bytes of them verified.
 
         Raises:
@@ -50,10 +47,7 @@ class TarSource(Protocol):
             TarError: If the tar is missing or has changed.
         """
 
-    def drop(
-        self,
-        tar: str,
-    ) -> None:
+    def drop(self, tar: str) -> None:
         """Forget a tar that no batch needs for now."""
 
     def close(self) -> None:
@@ -85,10 +79,7 @@ class InPlace:
         """Return the set."""
         return self.tar_set
 
-    def bring(
-        self,
-        tar: str,
-    ) -> None:
+    def bring(self, tar: str) -> None:
         """Verify a tar's files, where they are."""
         try:
             state = self._state_of_tar(tar)
@@ -104,10 +95,7 @@ class InPlace:
                 name=tar,
             ) from None
 
-    def _state_of_tar(
-        self,
-        tar: str,
-    ) -> FileState | None:
+    def _state_of_tar(self, tar: str) -> FileState | None:
         """Return the state of a tar; ``None`` if it is not read, or not there."""
         if not self.reads_images:
             return None
@@ -116,10 +104,7 @@ class InPlace:
         except FileNotFoundError:
             return None
 
-    def drop(
-        self,
-        tar: str,
-    ) -> None:
+    def drop(self, tar: str) -> None:
         """Do nothing: the files are the user's."""
 
     def close(self) -> None:
