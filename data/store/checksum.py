@@ -44,6 +44,8 @@ _LAYOUT = {
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIRST_LINE_PATTERN = re.compile(rb"(cusa-[a-z-]+) (\d+)\.(\d+) sha256=([0-9a-f]{64})\n\0*")
 
+Fill = Callable[[h5py.File], None]  # writes the contents of an empty file
+
 
 class VersionError(StoreError):
     """A file of a store has another major version."""
@@ -60,7 +62,7 @@ class ReplacedError(StoreError):
 def write_sealed(
     file_path: Path,
     file_format: str,
-    fill: Callable[[h5py.File], None],
+    fill: Fill,
     in_memory: bool = True,
 ) -> str:
     """Write a sealed HDF5 file, atomically.
@@ -114,11 +116,7 @@ def write_sealed(
     return seal
 
 
-def _build_in_memory(
-    file_path: Path,
-    file_format: str,
-    fill: Callable[[h5py.File], None],
-) -> bytes:
+def _build_in_memory(file_path: Path, file_format: str, fill: Fill) -> bytes:
     """Return the bytes of an HDF5 file that is not written to disk."""
     file = h5py.File(
         str(file_path),
@@ -135,11 +133,7 @@ def _build_in_memory(
     return content
 
 
-def _build_on_disk(
-    file: BinaryIO,
-    file_format: str,
-    fill: Callable[[h5py.File], None],
-) -> None:
+def _build_on_disk(file: BinaryIO, file_format: str, fill: Fill) -> None:
     """Write an HDF5 file behind the first block of an open file.
 
     Raises:
@@ -155,7 +149,7 @@ def _build_on_disk(
             raise behind_block.error
 
 
-def _fill(file: h5py.File, file_format: str, fill: Callable[[h5py.File], None]) -> None:
+def _fill(file: h5py.File, file_format: str, fill: Fill) -> None:
     file.attrs["format"] = file_format
     file.attrs["format_version"] = np.asarray(VERSION, "<i4")
     fill(file)
@@ -213,11 +207,7 @@ def open_sealed(
         yield file
 
 
-def require_seal(
-    file_path: Path,
-    file_format: str,
-    seal: str | None,
-) -> str:
+def require_seal(file_path: Path, file_format: str, seal: str | None) -> str:
     """Return the seal that a file carries, which must be ``seal`` unless that is ``None``.
 
     Raises:
