@@ -52,10 +52,16 @@ class TarInputs(Protocol):
     def reads_images(self) -> bool:
         """Return whether pictures are read from the tars."""
 
-    def images(self, rows: BatchRows) -> Inputs:
+    def images(
+        self,
+        rows: BatchRows,
+    ) -> Inputs:
         """Read the image trunk's inputs, in the order of the batch."""
 
-    def texts(self, rows: BatchRows) -> Inputs:
+    def texts(
+        self,
+        rows: BatchRows,
+    ) -> Inputs:
         """Read the text trunk's inputs, in the order of the batch."""
 
 
@@ -82,11 +88,17 @@ class StoredTarInputs:
         """Return the names of the encoders: a pair needs the rows of both."""
         return self.encoders
 
-    def images(self, rows: BatchRows) -> torch.Tensor:
+    def images(
+        self,
+        rows: BatchRows,
+    ) -> torch.Tensor:
         """Read float32 ``[B, image_dim]``."""
         return gathered_image_rows(rows, self.image_encoder).float()
 
-    def texts(self, rows: BatchRows) -> torch.Tensor:
+    def texts(
+        self,
+        rows: BatchRows,
+    ) -> torch.Tensor:
         """Read float32 ``[B, text_dim]``."""
         return gathered_caption_rows(rows, self.text_encoder).float()
 
@@ -107,7 +119,10 @@ class TarFileInputs:
     encoders = ()
     reads_images = True
 
-    def images(self, rows: BatchRows) -> torch.Tensor:
+    def images(
+        self,
+        rows: BatchRows,
+    ) -> torch.Tensor:
         """Decode and preprocess pictures: float32 ``[B, 3, h, w]``.
 
         Raises:
@@ -125,7 +140,10 @@ class TarFileInputs:
                 pixels[position] = pixels_of_file(self.processors, path, content)
         return torch.cat(_in_order_of_batch(pixels))
 
-    def texts(self, rows: BatchRows) -> dict[str, torch.Tensor]:
+    def texts(
+        self,
+        rows: BatchRows,
+    ) -> dict[str, torch.Tensor]:
         """Normalise and tokenise captions: int64 ``[B, length]`` by name of the model's input."""
         normalize = normalizer(self.normalizer_name)
         captions: dict[int, str] = {}
