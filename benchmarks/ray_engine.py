@@ -1,9 +1,9 @@
 """Disturb cusa-precompute --engine ray, compare every byte with the local engine's, and measure
 what actors cost.
 
-    python benchmarks/ray_engine.py --kills 50 --out benchmarks/results/ray_engine.json
+    python benchmarks/ray_engine.py --kills 50 --out results.json
     python benchmarks/ray_engine.py --kills 0 --dataset tars/ --caption json:captions \
-        --teacher efficientnet-lite0 --teacher minilm --out benchmarks/results/ray_engine_real.json
+        --teacher efficientnet-lite0 --teacher minilm --out real.json
 
 First both engines go over the tars undisturbed on one core, for the CPU seconds of the local
 process and of the actor. Then an actor is killed in the middle; a node of a cluster of three is

@@ -38,7 +38,7 @@ from cusa.precompute.run_options import RunOptions
 from cusa.precompute.selection import Selection, select
 from cusa.precompute.teachers.base import Teacher
 
-SMOKE = ("--pairs 200 --rounds 1",)
+SMOKE = ("--pairs 2000 --tasks part --rounds 1",)
 TASKS = ("plan", "part", "run")
 FILES = 1000
 FEW_PAIRS = 1000
@@ -50,16 +50,18 @@ def write_pairs(folder: Path, n_pairs: int) -> Path:
     """A JSON Lines file whose captions have 8 to 13 words; a thousand pictures, under many ids."""
     generator = np.random.default_rng(0)
     words = [f"w{number}" for number in generator.integers(0, 1_000_000, 4000).tolist()]
+    captions = []
+    for length in generator.integers(8, 14, 4001).tolist():
+        captions.append(" ".join(generator.choice(words, length).tolist()))
     path = folder / f"{n_pairs}.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number in range(n_pairs):
-            chosen = generator.integers(0, len(words), generator.integers(8, 14)).tolist()
-            fields = {
-                "image_id": f"{number // 10_000:05d}/{number:09d}",
-                "image": f"pictures/{number % FILES:09d}.jpg",
-                "caption": " ".join(map(words.__getitem__, chosen)),
-            }
-            file.write(json.dumps(fields) + "\n")
+            image_id = f"{number // 10_000:05d}/{number:09d}"
+            image = f"pictures/{number % FILES:09d}.jpg"
+            caption = f"{captions[number % len(captions)]} {number}"
+            file.write(
+                f'{{"image_id": "{image_id}", "image": "{image}", "caption": "{caption}"}}\n'
+            )
     return path
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from cusa.data.errors import DataError
 
 # Longer arrays are written to a file.
-MAX_BYTES_IN_MEMORY = 1 << 23
+MAX_BYTES_IN_MEMORY = 1 << 20
 
 
 class ArrayWriter:

@@ -27,7 +27,7 @@ _MAX_SHOWN_PATH = 4096
 # From this many files in a folder on, listing the folder is faster than a stat of each file.
 _LISTED_FOLDER = 64
 # Images that are looked for at a time.
-_BLOCK_IMAGES = 1 << 17
+_BLOCK_IMAGES = 1 << 16
 _NO_HASHES = np.zeros(0, np.int64)
 
 RowRanges = Mapping[str, Sequence[tuple[int, int]]]

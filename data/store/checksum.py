@@ -13,16 +13,16 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import h5py
 import numpy as np
 
 from cusa.data.errors import StoreError
 from cusa.data.files import atomic_file
-from cusa.data.store.file_behind import FileBehind
+from cusa.data.store.file_behind import write_behind
 from cusa.data.store.hdf5 import open_hdf5, whole_numbers_attribute
 
 INDEX_FORMAT = "cusa-embeddings"
@@ -44,8 +44,6 @@ _LAYOUT = {
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIRST_LINE_PATTERN = re.compile(rb"(cusa-[a-z-]+) (\d+)\.(\d+) sha256=([0-9a-f]{64})\n\0*")
 
-Fill = Callable[[h5py.File], None]  # writes the contents of an empty file
-
 
 class VersionError(StoreError):
     """A file of a store has another major version."""
@@ -62,7 +60,7 @@ class ReplacedError(StoreError):
 def write_sealed(
     file_path: Path,
     file_format: str,
-    fill: Fill,
+    fill: Callable[[h5py.File], None],
     in_memory: bool = True,
 ) -> str:
     """Write a sealed HDF5 file, atomically.
@@ -98,7 +96,7 @@ def write_sealed(
                 file.write(content)
                 digest = hashlib.sha256(content)
             else:
-                _build_on_disk(file, file_format, fill)
+                write_behind(file, BLOCK, partial(_fill, file_format, fill), _LAYOUT)
                 file.seek(BLOCK)
                 digest = hashlib.file_digest(file, "sha256")
             seal = digest.hexdigest()
@@ -116,7 +114,11 @@ def write_sealed(
     return seal
 
 
-def _build_in_memory(file_path: Path, file_format: str, fill: Fill) -> bytes:
+def _build_in_memory(
+    file_path: Path,
+    file_format: str,
+    fill: Callable[[h5py.File], None],
+) -> bytes:
     """Return the bytes of an HDF5 file that is not written to disk."""
     file = h5py.File(
         str(file_path),
@@ -127,29 +129,13 @@ def _build_in_memory(file_path: Path, file_format: str, fill: Fill) -> bytes:
         **_LAYOUT,
     )
     with file:
-        _fill(file, file_format, fill)
+        _fill(file_format, fill, file)
         file.flush()
         content: bytes = file.id.get_file_image()
     return content
 
 
-def _build_on_disk(file: BinaryIO, file_format: str, fill: Fill) -> None:
-    """Write an HDF5 file behind the first block of an open file.
-
-    Raises:
-        OSError: If the disk or quota is full.
-    """
-    behind_block = FileBehind(file, BLOCK)
-    try:
-        with h5py.File(behind_block, "w", driver="fileobj", **_LAYOUT) as content:
-            _fill(content, file_format, fill)
-    finally:
-        # In place of what the HDF5 library makes of it.
-        if behind_block.error is not None:
-            raise behind_block.error
-
-
-def _fill(file: h5py.File, file_format: str, fill: Fill) -> None:
+def _fill(file_format: str, fill: Callable[[h5py.File], None], file: h5py.File) -> None:
     file.attrs["format"] = file_format
     file.attrs["format_version"] = np.asarray(VERSION, "<i4")
     fill(file)
@@ -207,7 +193,11 @@ def open_sealed(
         yield file
 
 
-def require_seal(file_path: Path, file_format: str, seal: str | None) -> str:
+def require_seal(
+    file_path: Path,
+    file_format: str,
+    seal: str | None,
+) -> str:
     """Return the seal that a file carries, which must be ``seal`` unless that is ``None``.
 
     Raises:

@@ -4,7 +4,37 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
+
+import h5py
+
+
+def write_behind(
+    file: BinaryIO,
+    n_before: int,
+    fill: Callable[[h5py.File], None],
+    layout: Mapping[str, Any],
+) -> None:
+    """Write an HDF5 file behind the first bytes of an open file.
+
+    Args:
+        file: The open file, for reading and writing; it is empty.
+        n_before: The number of bytes before the HDF5 file.
+        fill: Called with the empty HDF5 file, to write its contents.
+        layout: Further arguments of ``h5py.File``.
+
+    Raises:
+        OSError: If the disk or quota is full.
+    """
+    behind = FileBehind(file, n_before)
+    try:
+        with h5py.File(behind, "w", driver="fileobj", **layout) as content:
+            fill(content)
+    finally:
+        # In place of what the HDF5 library makes of it.
+        if behind.error is not None:
+            raise behind.error
 
 
 class FileBehind(io.RawIOBase):

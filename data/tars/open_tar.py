@@ -76,6 +76,11 @@ class OpenTar:
         """Return the rows of a teacher: float16 or float32 ``[n, dim]``, mapped, read-only."""
         return self._rows[teacher]
 
+    @property
+    def is_deleted(self) -> bool:
+        """Return whether the tar was deleted, so that it takes room until it is closed."""
+        return self._file is not None and not os.fstat(self._file).st_nlink
+
     def image_path(self, row: int) -> Path:
         """Return the path of an image row, as messages name it: the tar, and the path within it."""
         return self._path / self._images[row]

@@ -18,6 +18,9 @@ from tests.data.tars.tar_files import write_set, write_tars
 from tests.eval.tiny import make_sts
 from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, make_tiny_vit
 
+# webdataset leaves the tars open that set_reading reads with it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 BENCHMARKS = Path(cusa.__file__).parent.parent / "benchmarks"
 SHARED = {"timing"}  # imported by scripts, no script
 FORKING = {

@@ -111,7 +111,7 @@ def test_the_rate_is_that_of_the_task_and_not_of_those_before_it(capsys):
     assert _lines(capsys) == [
         "first",
         "first: 100 of 100 items, 0.028 items/s, took 1:00:00",
-        "second: 1 of 100 items, 0.38 items/s, 0:04:25 left",
+        "second: 0 of 100 items, 0.38 items/s, 0:04:25 left",
     ]
 
 

@@ -141,6 +141,7 @@ class TarSetPairs(Dataset[Batch]):
         """Return a tar, open; of those that are open, the one used longest ago is closed."""
         tar = self._open_tars.get(tar_number)
         if tar is None:
+            self._close_deleted()
             while len(self._open_tars) >= self._n_open:
                 self._open_tars.popitem(last=False)
             tar_name = self._manifest.names[tar_number]
@@ -148,6 +149,12 @@ class TarSetPairs(Dataset[Batch]):
             self._open_tars[tar_number] = tar
         self._open_tars.move_to_end(tar_number)
         return tar
+
+    def _close_deleted(self) -> None:
+        """Close the tars whose copies were deleted, so that they take no more room."""
+        for tar_number, tar in list(self._open_tars.items()):
+            if tar.is_deleted:
+                del self._open_tars[tar_number]
 
 
 def rows_read(

@@ -152,14 +152,14 @@ def test_the_tar_of_a_lost_actor_is_made_again(
 def test_a_tar_that_ends_every_actor_stops_the_run(
     tmp_path, command, cluster, expected, monkeypatch, tars
 ):
-    read_pairs = maker.read_pairs_of_tar
+    read_pairs = maker.read_pairs_of_unit
 
     def read_or_die(tar_path, *options):
         if tar_path == tars[1]:
             raise Lost
         return read_pairs(tar_path, *options)
 
-    monkeypatch.setattr(maker, "read_pairs_of_tar", read_or_die)
+    monkeypatch.setattr(maker, "read_pairs_of_unit", read_or_die)
     error = run_failure(*command, "--out", "set")
     assert (type(error), error.path, error.name) == (WorkerError, tars[1], "00001")
     assert cluster.attempts[tars[1]] == tar_actor.MAX_ATTEMPTS + 1

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -103,6 +103,22 @@ def test_batches_are_those_of_the_files_on_this_machine(folder, server, workers)
                 assert torch.equal(batch.teacher_image, expected.teacher_image)
                 assert torch.equal(batch.teacher_text, expected.teacher_text)
                 assert torch.equal(batch.image_ids, expected.image_ids)
+
+
+def test_what_was_deleted_is_closed_when_another_tar_is_opened(folder, tmp_path):
+    local = TarSet(folder / "set")
+    cache = TarCache(local, tmp_path / "cache", 0, TEACHERS, needs_images=True)
+    pairs = TarSetPairs(cache.files, TarFileInputs(Greys(), "none", TEACHERS), TEACHERS, N_TARS)
+    for number, tar in enumerate(local.manifest.names):
+        cache.bring(tar)
+        pairs[[number * N_PAIRS]]
+        cache.drop(tar)
+    open_paths = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing
+            open_paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    open_tars = [path for path in open_paths if path.startswith(str(tmp_path)) and ".tar" in path]
+    assert open_tars == [str(cache.files.tar_path(local.manifest.names[-1]))]
 
 
 @pytest.mark.parametrize(("name", "workers"), [("adapter", 0), ("adapter", 1), ("clip", 2)])
