@@ -49,7 +49,8 @@ from cusa.data.tars.order import SetOrder
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.tars.pairs import TarSetPairs
-from cusa.train.tars.supply import InPlace, TarSupply
+from cusa.train.tars.source import InPlace
+from cusa.train.tars.supply import TarSupply
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.object_server import BUCKET, ObjectServer, running_server

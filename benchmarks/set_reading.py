@@ -51,7 +51,8 @@ from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.sources import student_sources
 from cusa.train.tars.inputs import TarFileInputs, TarInputs, TarRows
 from cusa.train.tars.pairs import TarSetPairs
-from cusa.train.tars.supply import InPlace, TarSupply
+from cusa.train.tars.source import InPlace
+from cusa.train.tars.supply import TarSupply
 
 from timing import cpu_seconds, in_turns
 

@@ -15,7 +15,8 @@ from cusa.train.saving.provenance import Provenance, StoredTeacher
 from cusa.train.student import Processors
 from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs, TarInputs
 from cusa.train.tars.pairs import TarSetPairs, rows_read
-from cusa.train.tars.supply import InPlace, TarSource, TarSupply
+from cusa.train.tars.source import InPlace, TarSource
+from cusa.train.tars.supply import TarSupply
 
 # Tars that are open beyond those of the streams' windows, as batches lie across two of them.
 _MORE_OPEN = 2

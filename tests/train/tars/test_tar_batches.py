@@ -16,7 +16,8 @@ from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs
 from cusa.train.tars.pairs import ImageNames, TarSetPairs
-from cusa.train.tars.supply import InPlace, TarSupply
+from cusa.train.tars.source import InPlace
+from cusa.train.tars.supply import TarSupply
 from tests.data.tars.tar_files import jpeg, write_set, write_tars
 from tests.helpers import Fault, fault_of
 
