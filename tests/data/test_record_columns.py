@@ -221,6 +221,28 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     assert error.value.name == "TMPDIR"
 
 
+def test_a_disk_that_is_full_at_the_end_is_one_line_too():
+    """The last values are written when the array is finished."""
+    script = """
+import resource, signal
+from cusa.data.array_writer import ArrayWriter, MAX_BYTES_IN_MEMORY
+from cusa.data.errors import DataError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+n_bytes = 2 * MAX_BYTES_IN_MEMORY
+resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+writer = ArrayWriter("|u1")
+writer.append(bytes(n_bytes))
+writer.append(b"x")
+try:
+    writer.finish()
+except DataError as error:
+    raise SystemExit(error.name != "TMPDIR")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_long_columns_take_no_memory_and_leave_no_file(tmp_path):
     """Anonymous memory of a process that reads 200,000 pairs with captions of 400 characters."""
     script = """
