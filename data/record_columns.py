@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import overload
 
 import numpy as np
@@ -103,7 +103,7 @@ class Records(Sequence[Record]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(self) != len(other):
             return False
-        return all(map(Record.__eq__, self, other))
+        return all(map(eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -211,6 +211,13 @@ def test_caption_ids_must_be_as_many_as_captions(tmp_path):
     assert error.value.name == "i"
 
 
+def test_records_do_not_equal_other_things():
+    records = Records.from_records([Record("i", "p", ("a",), ("1",))])
+    assert records == [Record("i", "p", ("a",), ("1",))]
+    assert records != ["i"]
+    assert records != "i"
+
+
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(array_writer, "MAX_BYTES_IN_MEMORY", 16)
     monkeypatch.setattr(array_writer.tempfile, "tempdir", str(tmp_path / "missing"))
