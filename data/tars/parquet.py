@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cusa.data.errors import CusaError, DataError, SettingError
+from cusa.data.objects.folder import location_text
 from cusa.data.record import Record
 from cusa.data.record_columns import Records
 from cusa.data.tars.pairs import (
@@ -52,14 +53,14 @@ def caption_rule_of(
         DataError: If there are files of both kinds.
         SettingError: If the rule is none, or one for files of the other kind.
     """
-    suffixes = {tar.suffix for tar in tars}
-    if suffixes > {PARQUET_SUFFIX}:
+    files_by_suffix = {tar.suffix: location_text(tar) for tar in tars}
+    are_parquet = PARQUET_SUFFIX in files_by_suffix
+    if are_parquet and len(files_by_suffix) > 1:
         raise DataError(
-            f"{tars[0]} and {tars[-1]}: tars and Parquet files make no set together; give each "
-            "kind a set of its own",
+            f"{' and '.join(files_by_suffix.values())}: tars and Parquet files make no set "
+            "together; give each kind a set of its own",
             name="dataset",
         )
-    are_parquet = suffixes == {PARQUET_SUFFIX}
     default_rule = TEXT_CAPTIONS
     if are_parquet:
         default_rule = f"{PARQUET_CAPTIONS}caption"
