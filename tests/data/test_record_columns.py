@@ -211,6 +211,15 @@ def test_caption_ids_must_be_as_many_as_captions(tmp_path):
     assert error.value.name == "i"
 
 
+@pytest.mark.parametrize("column", ["image_id", "image_path", "captions", "caption_ids"])
+def test_half_a_character_is_refused(tmp_path, column):
+    texts = {"image_id": "i", "image_path": "p", "captions": ("a",), "caption_ids": ("1",)}
+    texts[column] = "\ud800" if isinstance(texts[column], str) else ("\ud800",)
+    with pytest.raises(DataError) as error:
+        Dataset("d", tmp_path, {"train": [Record(**texts)]})
+    assert error.value.name == texts["image_id"]
+
+
 def test_records_do_not_equal_other_things():
     records = Records.from_records([Record("i", "p", ("a",), ("1",))])
     assert records == [Record("i", "p", ("a",), ("1",))]
