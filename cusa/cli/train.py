@@ -190,7 +190,7 @@ main.subcommands |= {"export": export, "settings": list_settings}
 
 def _check_sweep(sweep: str | None, axes: tuple[str, ...], resume: bool) -> None:
     if axes and not sweep:
-        raise SettingError(f"unknown argument {axes[0]!r}; see cusa-train --help", name=axes[0])
+        raise SettingError(f"unknown argument {axes[0]!r}; see cusa-train --help")
     if sweep and resume:
         raise SettingError(
             "--sweep resumes by itself when it is run again; leave out --resume", name="resume"
