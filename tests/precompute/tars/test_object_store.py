@@ -15,6 +15,7 @@ import cusa
 from cusa.data.errors import DataError, ObjectError, SettingError, StoreError
 from cusa.data.files import _sweep_scratch_folders
 from cusa.data.tars.samples import TarError
+from tests.data.tars.parquet_files import rows_of, write_parquet
 from tests.data.tars.tar_files import write_tars
 from tests.helpers import run, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
@@ -96,6 +97,25 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
     np.testing.assert_array_equal(opened.rows("vit", "00001"), local.rows("vit", "00001"))
     assert opened.fingerprint("train") == local.fingerprint("train")
     assert opened.manifest.image_root == "s3://bucket/cc"
+
+
+def test_parquet_files_of_a_store_make_the_set_of_those_on_this_machine(server, tmp_path, teachers):
+    rows = rows_of(range(N_PAIRS))
+    file = write_parquet(tmp_path / "files" / "00000.parquet", rows)
+    server.objects["pq/00000.parquet"] = file.read_bytes()
+    pattern = f"{tmp_path}/files/*.parquet"
+    url = f"s3://{BUCKET}/pq/{{00000..00000}}.parquet"
+    run_ok("precompute", "--dataset", pattern, "--out", tmp_path / "set", *teachers)
+    run_ok("precompute", "--dataset", url, "--out", SET, *teachers)
+    assert stored(server) == files_of_tars(tmp_path / "set")
+
+    # Of the second picture, half is there.
+    rows[1]["jpg"] = rows[1]["jpg"][:200]
+    write_parquet(file, rows)
+    server.objects["pq/00000.parquet"] = file.read_bytes()
+    out = f"s3://{BUCKET}/another"
+    error = run_failure("precompute", "--dataset", url, "--out", out, *teachers)
+    assert f"s3://{BUCKET}/pq/00000.parquet/1" in str(error)
 
 
 def test_a_set_is_audited(server, teachers):
