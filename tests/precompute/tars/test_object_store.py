@@ -14,7 +14,10 @@ import pytest
 import cusa
 from cusa.data.errors import DataError, ObjectError, SettingError, StoreError
 from cusa.data.files import _sweep_scratch_folders
+from cusa.data.tars.parquet import read_pairs_of_unit
 from cusa.data.tars.samples import TarError
+from cusa.precompute.tars.parquet_images import images_of
+from cusa.precompute.tars.workplace import open_workplace
 from tests.data.tars.parquet_files import rows_of, write_parquet
 from tests.data.tars.tar_files import write_tars
 from tests.helpers import run, run_failure, run_ok
@@ -109,13 +112,15 @@ def test_parquet_files_of_a_store_make_the_set_of_those_on_this_machine(server, 
     run_ok("precompute", "--dataset", url, "--out", SET, *teachers)
     assert stored(server) == files_of_tars(tmp_path / "set")
 
-    # Of the second picture, half is there.
-    rows[1]["jpg"] = rows[1]["jpg"][:200]
-    write_parquet(file, rows)
+
+def test_a_picture_of_a_parquet_file_is_named_by_its_url(server, tmp_path):
+    file = write_parquet(tmp_path / "00000.parquet", rows_of(range(N_PAIRS)))
     server.objects["pq/00000.parquet"] = file.read_bytes()
-    out = f"s3://{BUCKET}/another"
-    error = run_failure("precompute", "--dataset", url, "--out", out, *teachers)
-    assert f"s3://{BUCKET}/pq/00000.parquet/1" in str(error)
+    url = f"s3://{BUCKET}/pq/00000.parquet"
+    with pytest.raises(TarError) as caught, open_workplace(Path(SET), True) as workplace:
+        pairs = read_pairs_of_unit(workplace.fetch(Path(url), ()), "parquet:caption", False)
+        raise TarError("a broken picture", path=images_of([pairs]).path("00000", 1))
+    assert caught.value.path == Path(f"{url}/1")
 
 
 def test_a_set_is_audited(server, teachers):
