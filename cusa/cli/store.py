@@ -277,12 +277,14 @@ def index(folder: Path, dataset: tuple[str, ...], processes: int) -> None:
     added. Every file is verified.
     """
     from cusa.cli.tars_output import print_manifest, print_missing
+    from cusa.data.objects.folder import require_writable
     from cusa.data.tars.manifest import write_manifest
     from cusa.data.tars.manifest_building import build_manifest
     from cusa.data.tars.origin import record_origin
     from cusa.data.tars.paths import common_folder, expand_tars
     from cusa.data.tars.summary import require_tars_of
 
+    require_writable(folder)
     tars = expand_tars(dataset) if dataset else []
     manifest = build_manifest(folder, processes=processes)
     if tars:
