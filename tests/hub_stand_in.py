@@ -248,6 +248,5 @@ def connected_hub(monkeypatch: Any, token: str | None = TOKEN) -> Iterator[Stand
         monkeypatch.setattr(f"{constants}.ENDPOINT", address)
         monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", address + template)
         monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_ENDPOINT", address)  # of processes that are spawned
         monkeypatch.setenv("HF_TOKEN", token or "")
         yield hub

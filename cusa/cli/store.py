@@ -84,7 +84,7 @@ def info(store_path: Path, as_json: bool) -> None:
 def verify(store_path: Path, repair: bool, processes: int) -> None:
     """Compare all bytes with the checksums, and name damaged files.
 
-    STORE is the index of a store, or the folder of a set of tars, also as s3://BUCKET/PREFIX.
+    STORE is the index of a store, or the folder of a set of tars, also s3:// or hf://datasets/.
     """
     from cusa.data.objects.folder import is_remote, location_text
     from cusa.data.store import verify as checks

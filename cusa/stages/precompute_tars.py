@@ -80,7 +80,8 @@ def precompute_tars(
     Args:
         dataset: Tars as img2dataset writes them, or Parquet files with the bytes of images: paths
             with ``{00000..01242}``, ``*`` and ``?``, or folders of tars; on this machine or, as
-            ``s3://BUCKET/...``, in object stores.
+            ``s3://BUCKET/...``, in object stores; as ``hf://datasets/OWNER/NAME/...``,
+            on the hub.
         progress: Whether to show notes and progress, as ``cusa-precompute`` does.
         **options: The other flags of ``cusa-precompute`` that apply to tars.
 

@@ -175,9 +175,11 @@ class HubFolder:
         Errors of this machine's files pass unchanged.
         """
         refuse_forked_process(self._location)
+        # The last is of names that are not legal.
+        error_classes: tuple[type[Exception], ...] = (*hub_library_errors(), ValueError)
         try:
             yield
-        except (*hub_library_errors(), ValueError) as error:
+        except error_classes as error:
             if is_of_local_file(error) or isinstance(error, ObjectError):
                 raise
             raise object_error(error, self._location, object_name) from None
