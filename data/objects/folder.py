@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # pathlib writes s3://bucket as s3:/bucket, and s3:// as s3:.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/{1,2}([^/]*)/*(.*))?", re.DOTALL)
 _HUB = "hf"
-_SCHEMES = ("s3", "gs", "az", _HUB)
+_STORES = ("s3", "gs", "az")
 
 
 class Folder(Protocol):
@@ -160,9 +160,10 @@ def _split_url(location: str | Path) -> tuple[str, str, str] | None:
     if url is None:
         return None
     scheme, bucket, key = url.groups(default="")
-    if scheme not in _SCHEMES and "/" not in text:
+    # hf: alone begins the name of a data set, hf:OWNER/NAME.
+    if scheme not in _STORES and "/" not in text:
         return None
-    if scheme not in _SCHEMES or not bucket:
+    if scheme not in (*_STORES, _HUB) or not bucket:
         raise _not_a_location(text)
     return scheme, bucket, key.rstrip("/")
 
