@@ -27,21 +27,37 @@ def one_line_hub_errors(repository: str) -> Iterator[None]:
         HubError: Of the class that says what is wrong. Errors of this machine's files pass
             unchanged.
     """
-    from huggingface_hub.errors import HTTPError
-
     try:
         yield
-    # The last is what hf_xet, which transfers large files, raises.
-    except (HTTPError, OSError, RuntimeError) as error:
-        if _is_of_local_file(error):
+    except hub_library_errors() as error:
+        if is_of_local_file(error):
             raise
         raise hub_error(error, repository) from None
+
+
+def hub_library_errors() -> tuple[type[Exception], ...]:
+    """Return the classes of what the hub's libraries raise when it does not give a file."""
+    from huggingface_hub.errors import HTTPError
+
+    # The last is what hf_xet, which transfers large files, raises.
+    return HTTPError, OSError, RuntimeError
+
+
+def root_error(error: Exception) -> Exception:
+    """Return why a file that is not in the local cache was not downloaded, or the error itself."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    cause = error.__cause__
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, Exception):
+        return cause
+    return error
 
 
 def hub_error(error: Exception, repository: str) -> HubError:
     """Return the error of a class of ours for one of the hub's libraries."""
     from huggingface_hub import errors
 
+    error = root_error(error)
     if isinstance(error, errors.GatedRepoError):
         return GatedRepositoryError(
             f"{repository} is gated: ask for access on its page on the hub, then {LOG_IN}",
@@ -76,7 +92,7 @@ def _network_error(error: Exception, repository: str) -> HubNetworkError:
     )
 
 
-def _is_of_local_file(error: Exception) -> bool:
+def is_of_local_file(error: Exception) -> bool:
     """Return whether an error is of this machine's files, such as a full disk."""
     is_of_network = isinstance(error, ConnectionError | TimeoutError)
     return isinstance(error, OSError) and error.errno is not None and not is_of_network

@@ -7,15 +7,16 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "a-token"
-_API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?")
+_API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?(?:/(.+))?")
 _RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _MISSING = (404, {"X-Error-Code": "RepoNotFound"})
 _GATED = (403, {"X-Error-Code": "GatedRepo"})
@@ -44,12 +45,20 @@ class StandIn:
         broken: Files of which only the first half is sent.
         downloaded: Files that were sent, in order.
         commits_left: Commits that are accepted; afterwards, the hub fails. ``None``: all.
+        page: Files in one answer to a listing.
+        failures: How many of the next requests of a method fail; LIST is a method here.
+        cuts: How many of the next downloads are cut half-way.
+        asked: How many requests for files and listings of each method there were.
     """
 
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     downloaded: list[str] = field(default_factory=list)
     commits_left: int | None = None
+    page: int = 1000
+    failures: Counter[str] = field(default_factory=Counter)
+    cuts: int = 0
+    asked: Counter[str] = field(default_factory=Counter)
 
     def add(self, kind: str, name: str, files: dict[str, bytes], **settings: Any) -> Repository:
         self.repositories[kind, name] = Repository(files, **settings)
@@ -78,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(401, {}, b"")
         if path == "/api/repos/create":
             return self._create(json.loads(body))
-        kind, name, action, _ = _API.fullmatch(path).groups()
+        kind, name, action, *_ = _API.fullmatch(path).groups()
         repository = self.hub.repositories[kind, name]
         if action == "preupload":
             files = [_mode(repository, file["path"]) for file in json.loads(body)["files"]]
@@ -118,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             prefix, name, revision, file = match.groups()
             kind, action = prefix.rstrip("/") if prefix else "models", "resolve"
         else:
-            kind, name, action, revision = api_match.groups()
+            kind, name, action, revision, folder = api_match.groups()
         repository = self.hub.repositories.get((kind, name))
         is_known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if repository is None or (repository.private and not is_known):
@@ -130,10 +139,38 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "resolve":
             return self._file(repository, file, with_body)
         if action == "tree":
-            return self._json([_entry(path, file) for path, file in repository.files.items()])
+            return self._tree(repository, folder)
         return self._json(_info(name, repository))
 
+    def _fails(self, method: str) -> bool:
+        """Count a request, and answer it if it is one of those that fail."""
+        self.hub.asked[method] += 1
+        if not self.hub.failures[method]:
+            return False
+        self.hub.failures[method] -= 1
+        self._send(503, {}, b"")
+        return True
+
+    def _tree(self, repository: Repository, folder: str | None) -> None:
+        if self._fails("LIST"):
+            return None
+        prefix = f"{folder}/" if folder else ""
+        paths = [path for path in repository.files if path.startswith(prefix)]
+        if folder and not paths:
+            return self._send(404, {"X-Error-Code": "EntryNotFound"}, b"")
+        url = urlsplit(self.path)
+        start = int(parse_qs(url.query).get("start", ["0"])[0])
+        stop = start + self.hub.page
+        headers = {"Content-Type": "application/json"}
+        if stop < len(paths):
+            next_page = f"http://{self.headers['Host']}{url.path}?recursive=True&start={stop}"
+            headers["Link"] = f'<{next_page}>; rel="next"'
+        entries = [_entry(path, repository.files[path]) for path in paths[start:stop]]
+        return self._send(200, headers, json.dumps(entries).encode())
+
     def _file(self, repository: Repository, file: str, with_body: bool) -> None:
+        if self._fails(self.command):
+            return None
         if file not in repository.files:
             return self._send(404, {"X-Error-Code": "EntryNotFound"}, b"")
         content = repository.files[file]
@@ -142,10 +179,18 @@ class _Handler(BaseHTTPRequestHandler):
         if not with_body:
             return self._send(200, headers, b"")
         self.hub.downloaded.append(file)
-        if file in self.hub.broken:
+        status = 200
+        if "Range" in self.headers:
+            start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            content = content[start:]
+            headers["Content-Length"] = str(len(content))
+            status = 206
+        if file in self.hub.broken or self.hub.cuts:
+            self.hub.cuts -= file not in self.hub.broken
             self.close_connection = True
             content = content[: len(content) // 2]
-        return self._send(200, headers, content)
+        return self._send(status, headers, content)
 
     def _json(self, content: Any) -> None:
         self._send(200, {"Content-Type": "application/json"}, json.dumps(content).encode())

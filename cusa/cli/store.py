@@ -84,7 +84,7 @@ def info(store_path: Path, as_json: bool) -> None:
 def verify(store_path: Path, repair: bool, processes: int) -> None:
     """Compare all bytes with the checksums, and name damaged files.
 
-    STORE is the index of a store, or the folder of a set of tars, also as s3://BUCKET/PREFIX.
+    STORE is the index of a store, or the folder of a set of tars, also s3:// or hf://datasets/.
     """
     from cusa.data.objects.folder import is_remote, location_text
     from cusa.data.store import verify as checks
@@ -277,12 +277,14 @@ def index(folder: Path, dataset: tuple[str, ...], processes: int) -> None:
     added. Every file is verified.
     """
     from cusa.cli.tars_output import print_manifest, print_missing
+    from cusa.data.objects.folder import require_writable
     from cusa.data.tars.manifest import write_manifest
     from cusa.data.tars.manifest_building import build_manifest
     from cusa.data.tars.origin import record_origin
     from cusa.data.tars.paths import common_folder, expand_tars
     from cusa.data.tars.summary import require_tars_of
 
+    require_writable(folder)
     tars = expand_tars(dataset) if dataset else []
     manifest = build_manifest(folder, processes=processes)
     if tars:

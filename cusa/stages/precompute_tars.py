@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from cusa.data.errors import DataError, SettingError
-from cusa.data.objects.folder import is_remote, location_text
+from cusa.data.objects.folder import is_remote, location_text, require_writable
 from cusa.data.tars.paths import expand_tars, tars_in_range
 from cusa.stages.arguments import checked, with_options
 from cusa.stages.kinds import as_names
@@ -80,7 +80,8 @@ def precompute_tars(
     Args:
         dataset: Tars as img2dataset writes them, or Parquet files with the bytes of images: paths
             with ``{00000..01242}``, ``*`` and ``?``, or folders of tars; on this machine or, as
-            ``s3://BUCKET/...``, in object stores.
+            ``s3://BUCKET/...``, in object stores; as ``hf://datasets/OWNER/NAME/...``,
+            on the hub.
         progress: Whether to show notes and progress, as ``cusa-precompute`` does.
         **options: The other flags of ``cusa-precompute`` that apply to tars.
 
@@ -213,6 +214,7 @@ def _set_folder(tars: Sequence[Path], given: Mapping[str, Any]) -> Path:
 
     Raises:
         SettingError: If it is a file, or named like the index of a store.
+        ObjectError: If it is on the hub, which is only read.
     """
     data_root: Path = given.get("data_root", Path("data"))
     folder: Path = given.get("out", data_root / f"{tars[0].resolve().parent.name}_teachers")
@@ -223,6 +225,7 @@ def _set_folder(tars: Sequence[Path], given: Mapping[str, Any]) -> Path:
             path=folder,
             name="out",
         )
+    require_writable(folder)
     return folder
 
 

@@ -12,11 +12,13 @@ from cusa.data.errors import ObjectError
 from cusa.data.files import atomic_file
 
 if TYPE_CHECKING:
+    from cusa.data.objects.hub_folder import HubFolder
     from cusa.data.objects.remote import RemoteFolder
 
 # pathlib writes s3://bucket as s3:/bucket, and s3:// as s3:.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/{1,2}([^/]*)/*(.*))?", re.DOTALL)
-_SCHEMES = ("s3", "gs", "az")
+_HUB = "hf"
+_STORES = ("s3", "gs", "az")
 
 
 class Folder(Protocol):
@@ -97,24 +99,43 @@ def split_file(location: str | Path) -> tuple[str, str]:
     return _join_url(scheme, bucket, prefix), name
 
 
-def open_folder(location: str | Path) -> RemoteFolder:
-    """Open a folder of an object store.
+def open_folder(location: str | Path) -> RemoteFolder | HubFolder:
+    """Open a folder of an object store, or of a data set on the Hugging Face hub.
 
     Args:
         location: ``s3://BUCKET/PREFIX``, ``gs://BUCKET/PREFIX`` or ``az://CONTAINER/PREFIX``; it
             need not exist yet. Credentials and endpoint are those of the environment, by the names
-            that obstore documents (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...).
+            that obstore documents (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...). Or
+            ``hf://datasets/OWNER/NAME/PREFIX``, also ``NAME@REVISION``, which is only read.
 
     Raises:
-        ObjectError: If the URL is not legal, or the extra ``cloud`` is not installed.
+        ObjectError: If the URL is not legal, or the extra ``cloud`` is not installed, or the hub
+            may not be asked.
     """
     url = _split_url(location)
     if url is None:
         raise _not_a_location(os.fspath(location))
+    scheme, bucket, prefix = url
+    if scheme == _HUB:
+        from cusa.data.objects.hub_folder import HubFolder
+
+        return HubFolder(_join_url(*url))
     from cusa.data.objects.remote import RemoteFolder
 
-    scheme, bucket, prefix = url
-    return RemoteFolder(scheme, bucket, prefix, _join_url(scheme, bucket, prefix))
+    return RemoteFolder(scheme, bucket, prefix, _join_url(*url))
+
+
+def require_writable(location: str | Path) -> None:
+    """Refuse a folder that is only read.
+
+    Raises:
+        ObjectError: If it is on the hub.
+    """
+    url = _split_url(location)
+    if url is not None and url[0] == _HUB:
+        from cusa.data.objects.hub_folder_errors import read_only_error
+
+        raise read_only_error(_join_url(*url))
 
 
 def folder_at(location: str | Path) -> Folder:
@@ -139,9 +160,10 @@ def _split_url(location: str | Path) -> tuple[str, str, str] | None:
     if url is None:
         return None
     scheme, bucket, key = url.groups(default="")
-    if scheme not in _SCHEMES and "/" not in text:
+    # hf: alone begins the name of a data set, hf:OWNER/NAME.
+    if scheme not in _STORES and "/" not in text:
         return None
-    if scheme not in _SCHEMES or not bucket:
+    if scheme not in (*_STORES, _HUB) or not bucket:
         raise _not_a_location(text)
     return scheme, bucket, key.rstrip("/")
 
@@ -149,7 +171,8 @@ def _split_url(location: str | Path) -> tuple[str, str, str] | None:
 def _not_a_location(text: str) -> ObjectError:
     return ObjectError(
         f"{text!r} is not a folder of an object store; legal: s3://BUCKET/PREFIX, "
-        "gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, or a path of this machine",
+        "gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, hf://datasets/OWNER/NAME/PREFIX, or a path of "
+        "this machine",
         location=text,
     )
 

@@ -53,7 +53,7 @@ _IN_HEADERS = {
     "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_TOKEN"),
 }
 _PRINTABLE = re.compile("[!-~]+")
-# The process whose threads obstore's are, once it has some.
+# The process whose threads those of obstore and hf_xet are, once there are some.
 _process_of_threads: list[int] = []
 
 
@@ -204,7 +204,7 @@ class RemoteFolder:
         """
         from obstore.exceptions import AlreadyExistsError, BaseError
 
-        _refuse_forked_process(self._location)
+        refuse_forked_process(self._location)
         try:
             yield
         except AlreadyExistsError:
@@ -226,8 +226,10 @@ class RemoteFolder:
             ) from None
 
 
-def _refuse_forked_process(location: str) -> None:
-    """Refuse a process that was forked from one that used obstore, as it would wait for ever.
+def refuse_forked_process(location: str) -> None:
+    """Refuse a process that was forked from one that used an object store, or the hub.
+
+    It might wait for ever, as the threads of obstore and of hf_xet do not survive a fork.
 
     Raises:
         ObjectError: If this process was.
@@ -236,9 +238,9 @@ def _refuse_forked_process(location: str) -> None:
         _process_of_threads.append(os.getpid())
     if _process_of_threads[0] != os.getpid():
         raise ObjectError(
-            f"{location}: this process was forked from one that has used an object store, which "
-            "obstore does not support; start worker processes by forkserver or spawn, such as "
-            "DataLoader(..., multiprocessing_context='forkserver')",
+            f"{location}: this process was forked from one that has used an object store or the "
+            "hub, whose threads do not survive that; start worker processes by forkserver or "
+            "spawn, such as DataLoader(..., multiprocessing_context='forkserver')",
             location=location,
         )
 

@@ -145,7 +145,7 @@ def _expand_url(url: str) -> list[Path]:
             paths.append(Path(f"{location}/{name}"))
     if not paths:
         raise DataError(
-            f"--dataset {url} matches no tar of the object store; pass "
+            f"--dataset {url} matches no tar that is there; pass a URL such as "
             f"'{location}/{{00000..00999}}{TAR_SUFFIX}', or the prefix that they are under",
             name=url,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from cusa.data.errors import CusaError, ObjectError, StoreError
 from cusa.data.files import file_digest, scratch_folder
 from cusa.data.objects.folder import is_remote, location_text, open_folder, split_file
+from cusa.data.objects.hub_folder import HubFolder
 from cusa.data.objects.remote import RemoteFolder
 from cusa.data.store.schema import file_name
 from cusa.data.tars.pairs import name_of_tar
@@ -199,7 +200,7 @@ class Workplace:
             )
 
     @property
-    def _remote(self) -> RemoteFolder:
+    def _remote(self) -> RemoteFolder | HubFolder:
         assert self._files.remote is not None, "of a set on this machine, nothing is copied"
         return self._files.remote
 

@@ -85,7 +85,7 @@ def test_locations_of_an_object_store(location):
 
 
 @pytest.mark.parametrize(
-    "location", ["s3", "set/s3://x", "hf:owner/name", "C:/x", "/x", "a b", "note:"]
+    "location", ["s3", "set/s3://x", "hf:owner/name", "hf:", "C:/x", "/x", "a b", "note:"]
 )
 def test_paths_of_this_machine(location):
     assert not is_remote(location)
