@@ -23,11 +23,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import click
 import numpy as np
 import torch
+from no_work import NoWork, Silent
 from PIL import Image
 
 from cusa.data.datasets import load_dataset
@@ -36,13 +36,11 @@ from cusa.precompute.processes import connect
 from cusa.precompute.run import Run
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.selection import Selection, select
-from cusa.precompute.teachers.base import Teacher
 
 SMOKE = ("--pairs 2000 --tasks part --rounds 1",)
 TASKS = ("plan", "part", "run")
 FILES = 1000
 FEW_PAIRS = 1000
-DIM = 8
 POLL_S = 0.005
 
 
@@ -71,43 +69,6 @@ def write_pictures(folder: Path) -> None:
     for number in range(FILES):
         colour = (number % 256, number // 256 * 50, 0)
         Image.new("RGB", (8, 8), colour).save(folder / f"pictures/{number:09d}.jpg")
-
-
-class NoWork:
-    """A request for a teacher that computes nothing."""
-
-    def __init__(self, name: str, modality: str) -> None:
-        self.name = name
-        self.modality = modality
-
-    def load(self, *_: Any) -> Teacher:
-        """Return the teacher."""
-        return Teacher(
-            modality=self.modality,
-            model_id=self.name,
-            weights_sha256="0" * 64,
-            dim=DIM,
-            transform={},
-            source="",
-            encode=self._rows,
-            batch_size=256,
-            preprocess=lambda image: np.asarray(image, np.float32)[:2, :2],
-            tokenize=lambda captions: {
-                "ids": torch.tensor([[crc32(c.encode()) % 9973] for c in captions])
-            },
-            token_counts=lambda captions: np.full(len(captions), 1),
-        )
-
-    def _rows(self, inputs: Any) -> torch.Tensor:
-        values = inputs["ids"] if self.modality == "text" else inputs.flatten(1)
-        return torch.cos(values.float().sum(1, keepdim=True) * torch.arange(1.0, 1 + DIM))
-
-
-class Silent:
-    """A reporter that reports nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_: None
 
 
 def work(task: str, pairs: Path, out: Path) -> None:

@@ -8,12 +8,12 @@ run.
 Two kinds of run: the adapter, with dropout, on a made-up store, and (every fourth) a tiny CLIP from
 image files with two reading processes; with --tars, both on a set of tars, in two streams of two
 tars, the adapter with one reading process; with --cache, from copies (data.cache), few of which are
-kept. Each is a process of its own, forked from this one,
-which has the libraries loaded already. It is killed (SIGKILL) after a random time; before a random
-step; at a random file operation (opening, renaming, removing, flushing, making a folder); or in the
-middle of writing a file, at a random byte. Then the same command with --resume goes on, and is
-killed again at even odds. At its end the log (but for samples/s), the tensors and the progress of
-the newest checkpoint, and the best student are compared with those of the undisturbed run.
+kept. Each is a process of its own, forked from this one, which has the libraries loaded already. It
+is killed (SIGKILL) after a random time; before a random step; at a random file operation (opening,
+renaming, removing, flushing, making a folder); or in the middle of writing a file, at a random
+byte. Then the same command with --resume goes on, and is killed again at even odds. At its end the
+log (but for samples/s), the tensors and the progress of the newest checkpoint, and the best student
+are compared with those of the undisturbed run.
 """
 
 from __future__ import annotations

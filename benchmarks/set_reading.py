@@ -39,8 +39,9 @@ from cusa.cli.console import quiet_libraries
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import ShardHeader, write_shard
 from cusa.data.tars.manifest import write_manifest
-from cusa.data.tars.manifest_building import SetOrigin, build_manifest
+from cusa.data.tars.manifest_building import build_manifest
 from cusa.data.tars.order import SetOrder
+from cusa.data.tars.origin import SetOrigin
 from cusa.data.tars.pair_files import write_pairs
 from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.tar_set import TarSet

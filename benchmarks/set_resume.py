@@ -1,4 +1,4 @@
-"""What it costs to go on in an epoch of a tar set, near its end beside near its begin.
+"""What it costs to go on in an epoch of a tar set, near its end beside near its beginning.
 
     python benchmarks/set_resume.py SET --student adapter --out benchmarks/results/set_resume.json
 
@@ -60,7 +60,7 @@ def first_step(run_dir: Path, n_steps: int) -> tuple[float, float]:
 
 
 def ratio(costs: dict[str, list[float]]) -> float:
-    """Median over rounds of the cost near the end over that near the begin."""
+    """Median over rounds of the cost near the end over that near the beginning."""
     early, late = (costs[name] for name in SHARES)
     return statistics.median(b / a for a, b in zip(early, late, strict=True))
 

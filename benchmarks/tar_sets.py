@@ -26,13 +26,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import click
 import numpy as np
 import torch
+from no_work import NoWork, Silent
 from PIL import Image
 
+from cusa.data.objects.folder import is_remote
 from cusa.data.tars.manifest import COUNTS, MANIFEST, Manifest, TarRows, write_manifest
 from cusa.data.tars.paths import common_folder
 from cusa.precompute.pipeline import PipelineOptions
@@ -41,11 +42,9 @@ from cusa.precompute.run_options import RunOptions
 from cusa.precompute.tars.maker import TarPolicy
 from cusa.precompute.tars.run import TarRun
 from cusa.precompute.tars.workplace import open_workplace
-from cusa.precompute.teachers.base import Teacher
 
 SMOKE = ("--tars 10 --rounds 1 --manifests 20",)
 PAIRS = 20
-DIM = 8
 
 
 def make_tars(folder: Path, n_tars: int, n_pairs: int = PAIRS) -> list[Path]:
@@ -72,51 +71,13 @@ def make_tars(folder: Path, n_tars: int, n_pairs: int = PAIRS) -> list[Path]:
     return paths
 
 
-class NoWork:
-    """A request for a teacher that computes nothing."""
-
-    def __init__(self, name: str, modality: str) -> None:
-        self.name = name
-        self.modality = modality
-
-    def load(self, *_: Any) -> Teacher:
-        """Return the teacher."""
-        return Teacher(
-            modality=self.modality,
-            model_id=self.name,
-            weights_sha256="0" * 64,
-            dim=DIM,
-            transform={},
-            source="",
-            encode=self._rows,
-            batch_size=256,
-            preprocess=lambda image: (
-                np.asarray(image)[:2, :2].transpose(2, 0, 1).astype(np.float32)
-            ),
-            tokenize=lambda captions: {
-                "ids": torch.tensor([[crc32(c.encode()) % 9973] for c in captions])
-            },
-            token_counts=lambda captions: np.full(len(captions), 1),
-        )
-
-    def _rows(self, inputs: Any) -> torch.Tensor:
-        values = inputs["ids"] if self.modality == "text" else inputs.flatten(1)
-        return torch.cos(values.float().sum(1, keepdim=True) * torch.arange(1.0, 1 + DIM))
-
-
-class Silent:
-    """A reporter that reports nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_: None
-
-
 def make_rows(tars: Sequence[Path], location: Path) -> None:
     """Stage one over tars with teachers that compute nothing, into a folder or a URL."""
     pipeline = PipelineOptions("cpu", "fp32", workers=0, encoders=1, skip_errors=False)
     requests: Any = [NoWork("eyes", "image"), NoWork("words", "text")]
     policy = TarPolicy("txt", "fail", is_share=False, image_root=common_folder(tars))
-    with open_workplace(location, tars) as workplace:
+    has_copies = any(map(is_remote, [location, *tars]))
+    with open_workplace(location, has_copies) as workplace:
         out = workplace.folder / "set.h5"
         options = RunOptions(out, pipeline, None, None, None, "float16", "albef")
         run = TarRun(tars, requests, options, policy, workplace, connect(), Silent(), lambda: None)

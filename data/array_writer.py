@@ -61,7 +61,8 @@ class ArrayWriter:
         Raises:
             DataError: If the disk is full.
         """
-        with self._file, _full_disk():
+        # Closing writes what is left, too.
+        with _full_disk(), self._file:
             if self._n_bytes <= MAX_BYTES_IN_MEMORY:
                 self._file.seek(0)
                 return np.frombuffer(self._file.read(), self._dtype)

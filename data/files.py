@@ -90,24 +90,36 @@ def sweep_dead(folders: Sequence[Path]) -> None:
     """
     for folder in folders:
         for temporary in folder.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                lock = os.open(temporary, os.O_RDWR)
-                if _try_lock(lock):
-                    temporary.unlink(missing_ok=True)
-                os.close(lock)
+            _remove_dead(temporary)
 
 
-def sweep(paths: Sequence[Path]) -> None:
+def sweep(
+    paths: Sequence[Path],
+    shared_paths: Sequence[Path] = (),
+) -> None:
     """Remove the temporary files that killed processes left when they wrote these paths.
 
-    Hold the folder's lock: a running process has such files, too.
+    Args:
+        paths: Hold the folder's lock: a running process has such files, too.
+        shared_paths: Paths that runs with other locks write, too; their files stay.
     """
-    for folder in {path.parent for path in paths}:
+    for folder in {path.parent for path in (*paths, *shared_paths)}:
         for temporary in folder.glob(".*.tmp"):
             # .NAME.RANDOM.tmp, as atomic_file names it
-            final_name = temporary.name.removeprefix(".").rsplit(".", 2)[0]
-            if folder / final_name in paths:
+            final_path = folder / temporary.name.removeprefix(".").rsplit(".", 2)[0]
+            if final_path in paths:
                 temporary.unlink(missing_ok=True)
+            elif final_path in shared_paths:
+                _remove_dead(temporary)
+
+
+def _remove_dead(temporary: Path) -> None:
+    """Remove a temporary file unless the process that writes it is running."""
+    with contextlib.suppress(FileNotFoundError):
+        lock = os.open(temporary, os.O_RDWR)
+        if _try_lock(lock):
+            temporary.unlink(missing_ok=True)
+        os.close(lock)
 
 
 @contextlib.contextmanager

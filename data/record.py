@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cusa.data.errors import DataError
+from cusa.data.parsing import described
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -26,3 +29,27 @@ class Record:
     captions: tuple[str, ...]
     caption_ids: tuple[str, ...]
     positions: tuple[int, ...] = field(default=(), compare=False, repr=False)
+
+
+def require_legal(record: Record) -> None:
+    """Refuse a record that cannot be stored.
+
+    Raises:
+        DataError: If it has more or fewer caption ids than captions, or a text that is no Unicode.
+    """
+    n_captions, n_ids = len(record.captions), len(record.caption_ids)
+    if n_captions != n_ids:
+        raise DataError(
+            f"image {described(record.image_id)} has {n_captions} captions and {n_ids} ids of "
+            "captions; give each caption one id",
+            name=record.image_id,
+        )
+    texts = (record.image_id, record.image_path, *record.captions, *record.caption_ids)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"image {described(record.image_id)} has a text with half a character, a lone "
+            "surrogate; repair it",
+            name=record.image_id,
+        ) from None

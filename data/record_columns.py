@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import overload
 
 import numpy as np
 
 from cusa.data.array_writer import ArrayWriter
-from cusa.data.errors import DataError
-from cusa.data.parsing import described
-from cusa.data.record import Record
+from cusa.data.record import Record, require_legal
 from cusa.data.texts import BLOCK, Texts, TextsWriter
 
 # Marks the end of a record where records are hashed, as no text is that long.
@@ -50,7 +48,7 @@ class Records(Sequence[Record]):
         """Return records as columns.
 
         Raises:
-            DataError: If a record has more or fewer caption ids than captions.
+            DataError: As of :meth:`RecordsWriter.append`.
         """
         if isinstance(records, Records):
             return records
@@ -103,7 +101,7 @@ class Records(Sequence[Record]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(self) != len(other):
             return False
-        return all(map(Record.__eq__, self, other))
+        return all(map(eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -217,16 +215,11 @@ class RecordsWriter:
         """Append records.
 
         Raises:
-            DataError: If a record has more or fewer caption ids than captions.
+            DataError: If a record has more or fewer caption ids than captions, or a text that is no
+                Unicode; or the disk is full.
         """
         for record in records:
-            if len(record.captions) != len(record.caption_ids):
-                lengths = f"{len(record.captions)} captions and {len(record.caption_ids)} ids"
-                raise DataError(
-                    f"image {described(record.image_id)} has {lengths} of captions; give each "
-                    "caption one id",
-                    name=record.image_id,
-                )
+            require_legal(record)
         counts = [len(record.captions) for record in records]
         n_before = len(self.image_ids)
         image_rows = np.arange(n_before, n_before + len(records))

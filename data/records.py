@@ -82,7 +82,8 @@ class Dataset:
         splits: Records per split name, as columns.
 
     Raises:
-        DataError: If a record has more or fewer caption ids than captions.
+        DataError: If a record has more or fewer caption ids than captions, or a text that is no
+            Unicode; or the disk is full.
     """
 
     name: str

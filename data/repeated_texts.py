@@ -35,11 +35,10 @@ def first_rows(
     rows = rows_of_repeated_hashes(hashes)
     if not len(rows):
         return rows, rows
-    repeated = hashes[rows]
-    order = np.argsort(repeated, kind="stable")
-    ordered = repeated[order]
+    order = np.argsort(hashes[rows], kind="stable")
+    ordered_hashes = hashes[rows[order]]
     begins_group = np.ones(len(rows), bool)
-    begins_group[1:] = ordered[1:] != ordered[:-1]
+    begins_group[1:] = ordered_hashes[1:] != ordered_hashes[:-1]
     groups = np.cumsum(begins_group) - 1
     rows_in_order = rows[order]
     firsts = np.empty_like(rows)
@@ -50,21 +49,12 @@ def first_rows(
 
 def rows_of_repeated_hashes(hashes: np.ndarray) -> np.ndarray:
     """Return the rows of hashes that occur more than once: int64 ``[m]``, ascending."""
-    ordered = np.sort(hashes)
-    is_repeated = ordered[1:] == ordered[:-1]
-    repeated = np.unique(ordered[1:][is_repeated])
-    del ordered
-    return np.flatnonzero(_are_among(hashes, repeated))
-
-
-def _are_among(hashes: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """Return whether each hash is among others: bool ``[n]``."""
-    if not len(ascending):
-        return np.zeros(len(hashes), bool)
-    positions = np.searchsorted(ascending, hashes)
-    # Greater hashes than all are compared with the last.
-    np.minimum(positions, len(ascending) - 1, out=positions)
-    return ascending[positions] == hashes
+    ascending_hashes = np.sort(hashes)
+    is_repeated = ascending_hashes[1:] == ascending_hashes[:-1]
+    repeated_hashes = np.unique(ascending_hashes[1:][is_repeated])
+    # There may be millions.
+    del ascending_hashes, is_repeated
+    return np.flatnonzero(_hashes_are_among(hashes, repeated_hashes))
 
 
 def _separate_texts(
@@ -92,8 +82,7 @@ def shared_text(texts: Texts, stored_texts: Texts) -> str | None:
     candidates: set[str] = set()
     for start in range(0, len(stored_texts), BLOCK):
         block = stored_texts[start : start + BLOCK]
-        is_candidate = _are_among(text_hashes(block), hashes)
-        candidates.update(compress(block, is_candidate))
+        candidates.update(compress(block, are_among(block, hashes)))
     # Most columns share none, and need not be read again.
     if not candidates:
         return None
@@ -102,4 +91,13 @@ def shared_text(texts: Texts, stored_texts: Texts) -> str | None:
 
 def are_among(texts: Iterable[str], ascending_hashes: np.ndarray) -> np.ndarray:
     """Return whether each text has one of the hashes: bool ``[n]``."""
-    return _are_among(text_hashes(texts), ascending_hashes)
+    return _hashes_are_among(text_hashes(texts), ascending_hashes)
+
+
+def _hashes_are_among(hashes: np.ndarray, ascending_hashes: np.ndarray) -> np.ndarray:
+    if not len(ascending_hashes):
+        return np.zeros(len(hashes), bool)
+    positions = np.searchsorted(ascending_hashes, hashes)
+    # Greater hashes than all are compared with the last.
+    np.minimum(positions, len(ascending_hashes) - 1, out=positions)
+    return ascending_hashes[positions] == hashes

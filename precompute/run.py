@@ -299,7 +299,7 @@ class Run:
             # Only under the lock is it certain that no other run is writing these files.
             shard_paths = [task.path for task in tasks]
             texts_path = texts_path_of_store(self._options.out, self._data_index.splits)
-            sweep([*shard_paths, index_path, texts_path])
+            sweep([*shard_paths, index_path], shared_paths=[texts_path])
             folder = shard_folder(self._options.out)
             self._progress.report_plan(tasks, finished, self._teachers, folder)
             return [number for number, task in enumerate(tasks) if task not in finished]

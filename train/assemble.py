@@ -183,8 +183,9 @@ def make_student(
             path=begun_in,
         )
     source = str(begun_in or config.student.name)
-    is_new = begun_in is None
-    student, processors, backbone = dual_encoder_student(config.student, source, is_new)
+    student, processors, backbone = dual_encoder_student(
+        config.student, source, pretrained=begun_in is None
+    )
     return MadeStudent(student, processors, backbone)
 
 

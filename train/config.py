@@ -44,11 +44,11 @@ class DataConfig:
             it reads at once, each in windows of its own.
         mix_streams: Of a set of tars, whether each batch is drawn from all streams, rather than
             from one after the other.
-        cache: Of a set of tars, a folder of this machine for copies of the tars and rows that come
-            next, which batches are then read from. ``None``: what is on this machine is read where
+        cache: Of a set of tars, a folder on this machine for copies of the tars and rows that come
+            next; batches are read from the copies. ``None``: what is on this machine is read where
             it is, and what is in an object store is copied to a temporary folder.
-        cache_gb: Copies that are not in use any more stay in that folder, for the next epoch, other
-            runs and ``--resume``, while all have at most so many GB.
+        cache_gb: GB that all copies may take together. Those that are no longer in use stay within
+            this limit, for the next epoch, other runs and ``--resume``.
     """
 
     embeddings: Text = ""

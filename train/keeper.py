@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cusa.data.errors import CusaError, WorkerError
 from cusa.train.commands import resume_command
+from cusa.train.reporter import Reporter
 from cusa.train.run_setup import RunSetup
 from cusa.train.saving.model_card import write_card
 from cusa.train.saving.run_dir import Checkpoints, MetricsLog, save_run
@@ -28,7 +29,7 @@ class RunKeeper:
         setup: What the run trains with.
         state: What training changes.
         progress: How far the run is; on construction, its newest checkpoint's progress.
-        warn: Called with a line about each file that could not be written.
+        reporters: Told of each file that could not be written.
 
     Attributes:
         saved_step: Step of the newest checkpoint; 0 if there is none.
@@ -39,13 +40,13 @@ class RunKeeper:
         setup: RunSetup,
         state: TrainingState,
         progress: Progress,
-        warn: Callable[[str], None],
+        reporters: Sequence[Reporter],
     ) -> None:
         self.saved_step = progress.step
         self._setup = setup
         self._state = state
         self._progress = progress
-        self._warn = warn
+        self._reporters = reporters
         self._processes = setup.processes
         self._best_folder = setup.run_dir / BEST_FOLDER
         self._checkpoints = Checkpoints(setup.run_dir)
@@ -202,6 +203,10 @@ class RunKeeper:
             instead = f"{self._best_folder} holds that of {saved_moment}"
         lost = f"the student of {lost_moment}, the best one, could not be saved"
         return f"training is done, but {lost}; {instead}"
+
+    def _warn(self, text: str) -> None:
+        for reporter in self._reporters:
+            reporter.warned(text)
 
 
 def _reason(error: OSError) -> str:

@@ -81,11 +81,12 @@ class Trainer:
         self.notes = [*setup.notes]
         if setup.resumed is not None:
             self._restore(setup.resumed)
-        self.keeper = RunKeeper(setup, self.state, self.progress, self._warn)
+        # Shared with the keeper, which is made before the reporters of a fit are known.
+        self._reporters: list[Reporter] = []
+        self.keeper = RunKeeper(setup, self.state, self.progress, self._reporters)
         self._figures = StepFigures(setup, self.progress)
         self._validation = Validation(setup, self.keeper, self.progress, validation_scores)
         self._module: nn.Module = setup.step
-        self._reporters: Sequence[Reporter] = ()
         self._check_stop: Callable[[], None] = lambda: None
 
     def _restore(self, resumed: BegunRun) -> None:
@@ -127,7 +128,7 @@ class Trainer:
         setup = self.setup
         processes = setup.processes
         if processes.leads:
-            self._reporters = reporters
+            self._reporters[:] = reporters
         self._check_stop = check_stop
         with ExitStack() as contexts:
             pool = contexts.enter_context(closing(self._worker_pool()))
@@ -252,7 +253,3 @@ class Trainer:
     def _validate(self) -> None:
         """Measure the validation split, if there is one."""
         self._validation.validate(self._check_stop, self._reporters)
-
-    def _warn(self, text: str) -> None:
-        for reporter in self._reporters:
-            reporter.warned(text)

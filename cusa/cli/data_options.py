@@ -46,7 +46,8 @@ DATASETS_OPTION = dataset_option(
     help_text="coco, flickr30k, flickr8k, demo; a data set of the Hugging Face hub; an annotation "
     "file (Karpathy, COCO, ALBEF, Flickr, a table, JSON Lines, Parquet); a folder (images with "
     "captions beside them, an imagefolder, saved by datasets); of cusa-precompute, WebDataset tars "
-    "'set/{00000..00999}.tar'. Repeat it for files of one split each. docs/data.md shows all.",
+    "'set/{00000..00999}.tar', or Parquet files of pictures by such a pattern. Repeat it for files "
+    "of one split each. docs/data.md shows all.",
 )
 
 

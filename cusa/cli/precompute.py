@@ -27,7 +27,8 @@ from cusa.data.errors import SettingError
 from cusa.data.shell import shell_command
 from cusa.screen.console import print_plain
 
-# Options that apply to WebDataset tars alone.
+_TARS = "WebDataset tars and patterns of Parquet files"
+# Options that apply to them alone.
 _ONLY_TARS = ("caption", "on_tar", "tars", "engine", "ray_address")
 
 
@@ -65,7 +66,10 @@ def _refuse_given(context: click.Context, names: Collection[str], subject: str) 
 )
 @column_options
 @click.option(
-    "--out", type=PATH, help="The store's index file.  [default: DATA_ROOT/NAME_teachers.h5]"
+    "--out",
+    type=PATH,
+    help="The store's index file; of tars, the folder of the set, or its URL.  [default: "
+    "DATA_ROOT/NAME_teachers.h5, or DATA_ROOT/NAME_teachers]",
 )
 @IMAGE_ROOT_OPTION
 @DATA_ROOT_OPTION
@@ -189,9 +193,7 @@ def main(context: click.Context, only_plan: bool, **options: Any) -> None:
     if are_tars(options["dataset"]):
         _precompute_tars(context, only_plan, options)
         return
-    _refuse_given(
-        context, _ONLY_TARS, "this data set, only to WebDataset tars and patterns of Parquet files"
-    )
+    _refuse_given(context, _ONLY_TARS, f"this data set, only to {_TARS}")
     for name in _ONLY_TARS:
         del options[name]
     from cusa.cli.precompute_output import print_outcome, print_plan
@@ -214,7 +216,7 @@ def _precompute_tars(context: click.Context, only_plan: bool, options: dict[str,
     from cusa.stages.precompute_tars import plan_tars, precompute_tars
 
     legal_names = {"dataset", *TarOptions.__annotations__}
-    _refuse_given(context, options.keys() - legal_names, "WebDataset tars")
+    _refuse_given(context, options.keys() - legal_names, _TARS)
     tar_options = {name: options[name] for name in legal_names}
     if only_plan:
         estimated = plan_tars(progress=True, **tar_options)

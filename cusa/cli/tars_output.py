@@ -88,13 +88,13 @@ def print_tar_plan(plan: TarPlan) -> None:
     print_plain(f"{estimate.n_tars:,} tars, {estimate.n_done:,} of them done")
     if not n_pending:
         return
-    n_left_out = ""
+    left_out = ""
     if estimate.n_left_out:
-        n_left_out = f"; {estimate.n_left_out:,} samples of these tars are left out"
+        left_out = f"; {estimate.n_left_out:,} samples of these tars are left out"
     print_plain(
         f"a tar: about {estimate.images.mean():,.0f} images ({estimate.images.min():,} to "
         f"{estimate.images.max():,} in {len(estimate.images)} tars that were read) and "
-        f"{estimate.captions.mean():,.0f} captions{n_left_out}"
+        f"{estimate.captions.mean():,.0f} captions{left_out}"
     )
     console().print(_tar_estimates_table(estimate.teachers, plan.processes))
     print_disk(estimate.teachers, plan.folder)

@@ -14,7 +14,9 @@ from cusa.train.preset_files import presets
 
 
 @command()
-@click.option("--embeddings", type=PATH, help="The embedding store of cusa-precompute.")
+@click.option(
+    "--embeddings", type=PATH, help="The embedding store, or the set of tars, of cusa-precompute."
+)
 @click.option(
     "--val-embeddings",
     metavar="PATH",
@@ -33,7 +35,9 @@ from cusa.train.preset_files import presets
 @click.option("--text-encoder", help="Adapter: the store's text teacher whose rows are its input.")
 @click.option("--image-teacher", help="The store's image teacher that gives the soft labels.")
 @click.option("--text-teacher", help="The store's text teacher that gives the soft labels.")
-@click.option("--image-root", help="Folder of the images, if not the store's own.")
+@click.option(
+    "--image-root", help="Folder of the images, or of a set's tars, if not the store's own."
+)
 @click.option(
     "--loss", type=click.Choice(["contrastive", "csa", "usa", "cusa"]), help="Terms to sum."
 )
@@ -190,7 +194,7 @@ main.subcommands |= {"export": export, "settings": list_settings}
 
 def _check_sweep(sweep: str | None, axes: tuple[str, ...], resume: bool) -> None:
     if axes and not sweep:
-        raise SettingError(f"unknown argument {axes[0]!r}; see cusa-train --help", name=axes[0])
+        raise SettingError(f"unknown argument {axes[0]!r}; see cusa-train --help")
     if sweep and resume:
         raise SettingError(
             "--sweep resumes by itself when it is run again; leave out --resume", name="resume"

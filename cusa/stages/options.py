@@ -40,7 +40,7 @@ class TrainOptions(TypedDict, total=False):
         text_encoder: Adapter: the store's text teacher whose rows are its input.
         image_teacher: The store's image teacher that gives the soft labels.
         text_teacher: The store's text teacher that gives the soft labels.
-        image_root: Folder of the images, if not the store's own.
+        image_root: Folder of the images, or of a set's tars, if not the store's own.
         loss: The terms to sum.
         preset: Named settings; by default, chosen by data set and student.
         config: YAML file of settings.
@@ -184,8 +184,8 @@ class TarOptions(TeacherOptions, total=False):
 
     Attributes:
         teacher: One or several teachers, as for :func:`cusa.precompute`.
-        out: The folder of the set; by default, ``DATA_ROOT/NAME_teachers``, with the name of the
-            tars' folder.
+        out: The folder of the set, or its URL in an object store; by default,
+            ``DATA_ROOT/NAME_teachers``, with the name of the tars' folder.
         data_root: Folder of that default; by default, data.
         caption: Where captions are: ``"txt"`` (the default), or ``"json:FIELD"`` for a field of the
             sample's .json file, a text or a list of texts; of Parquet files, ``"parquet:COLUMN"``,

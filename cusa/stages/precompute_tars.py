@@ -78,8 +78,9 @@ def precompute_tars(
     on one set at a time.
 
     Args:
-        dataset: Tars as img2dataset writes them: paths with ``{00000..01242}``, ``*`` and ``?``,
-            or folders of tars; on this machine or, as ``s3://BUCKET/...``, in object stores.
+        dataset: Tars as img2dataset writes them, or Parquet files with the bytes of images: paths
+            with ``{00000..01242}``, ``*`` and ``?``, or folders of tars; on this machine or, as
+            ``s3://BUCKET/...``, in object stores.
         progress: Whether to show notes and progress, as ``cusa-precompute`` does.
         **options: The other flags of ``cusa-precompute`` that apply to tars.
 

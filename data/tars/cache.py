@@ -212,27 +212,24 @@ class TarCache:
         tar: str,
     ) -> None:
         """Fetch files; where the disk is full, without the copies that no process uses."""
-        remove_unused(self.files.path, self._n_bytes_kept - self._tar_set.tar_bytes(tar))
-        try:
-            _fetch_whole(entry, missing_files, tar)
-        except OSError as error:
-            if error.errno not in _DISK_FULL_ERRORS:
-                raise
-        else:
-            return
-        remove_unused(self.files.path, 0)
-        try:
-            _fetch_whole(entry, missing_files, tar)
-        except OSError as error:
-            if error.errno not in _DISK_FULL_ERRORS:
-                raise
-            raise StoreError(
-                f"the copies of the tars in use do not fit into {self.files.path} "
-                f"({error.strerror}); make room, name a folder on a larger disk with --set "
-                "data.cache=FOLDER, or read fewer tars at a time with --set data.window=NUMBER",
-                path=self.files.path,
-                name="data.cache",
-            ) from None
+        problem: str | None = None
+        for n_bytes_kept in (self._n_bytes_kept - self._tar_set.tar_bytes(tar), 0):
+            remove_unused(self.files.path, n_bytes_kept)
+            try:
+                _fetch_whole(entry, missing_files, tar)
+            except OSError as error:
+                if error.errno not in _DISK_FULL_ERRORS:
+                    raise
+                problem = error.strerror
+            else:
+                return
+        raise StoreError(
+            f"the copies of the tars in use do not fit into {self.files.path} ({problem}); make "
+            "room, name a folder on a larger disk with --set data.cache=FOLDER, or read fewer tars "
+            "at a time with --set data.window=NUMBER",
+            path=self.files.path,
+            name="data.cache",
+        )
 
 
 def _make_folder(folder: Path) -> None:

@@ -123,10 +123,11 @@ def _n_bytes(folder: Path) -> int:
 
 
 def _remove_if_unused(folder: Path) -> bool:
-    """Remove an entry, and return whether no process uses it."""
+    """Remove an entry unless a process uses it, and return whether it was removed."""
     try:
         lock = os.open(folder / _USE_LOCK, os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # Removed by another process, or another user's.
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,7 +135,7 @@ def _remove_if_unused(folder: Path) -> bool:
         removed_folder = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_REMOVED_SUFFIX}")
         folder.rename(removed_folder)
         shutil.rmtree(removed_folder, ignore_errors=True)
-    except (BlockingIOError, FileNotFoundError):
+    except (BlockingIOError, FileNotFoundError, PermissionError):
         return False
     finally:
         _give_back(lock)

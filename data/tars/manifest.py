@@ -60,7 +60,7 @@ class Manifest:
         counts: int64 ``[n_tars]`` by name: ``n_images``, ``n_captions``, ``n_left_out`` and
             ``tar_bytes``.
         is_complete: bool ``[n_tars]``, whether each tar was whole.
-        caption_rule: Where captions are, ``"txt"`` or ``"json:FIELD"``.
+        caption_rule: Where captions are, ``"txt"``, ``"json:FIELD"`` or ``"parquet:COLUMN"``.
         pair_seals: uint8 ``[n_tars, 32]``, the seal of each tar's file of pairs.
         teachers: The rows of each teacher by its name.
         image_root: The folder of the tars, absolute; empty if it is not known.

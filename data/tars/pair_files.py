@@ -19,6 +19,7 @@ from cusa.data.store.index_checks import check_caption_image, check_lengths
 from cusa.data.store.split_table import read_texts, write_texts
 from cusa.data.tars.pairs import TarPairs
 from cusa.data.tars.set_files import PAIRS_FOLDER
+from cusa.data.tars.units import unit_suffix
 from cusa.data.texts import Texts
 
 PAIRS_FORMAT = "cusa-embeddings-pairs"
@@ -32,12 +33,12 @@ class PairFile:
         tar: The tar's name without ``.tar``.
         tar_bytes: Its length.
         tar_sha256: sha256 (hex) of all of its bytes.
-        caption_rule: Where its captions are: ``"txt"`` or ``"json:FIELD"``.
+        caption_rule: Where its captions are: ``"txt"``, ``"json:FIELD"`` or ``"parquet:COLUMN"``.
         is_complete: Whether the tar was whole, so that no sample is missing.
         fingerprint: sha256 (hex) over keys and captions, which the teachers' rows carry, too.
         seal: The file's seal.
         keys: Key of each image row.
-        images: Path of each image row within the tar.
+        images: Path of each image row within the tar, or number of the row of a Parquet file.
         captions: Caption of each caption row.
         caption_image: int64 ``[n_captions]``, the image row of each caption.
         image_offsets: int64 ``[n_images]``, the byte of the tar at which each image begins.
@@ -94,7 +95,8 @@ def write_pairs(
         content.attrs["complete"] = int(pairs.is_complete)
         content.attrs["fingerprint"] = records.fingerprint
         _write_texts(content, "keys", records.image_ids, f"{pairs.name}/")
-        _write_texts(content, "images", records.image_paths, f"{pairs.name}.tar/")
+        suffix = unit_suffix(pairs.caption_rule)
+        _write_texts(content, "images", records.image_paths, f"{pairs.name}{suffix}/")
         _write_texts(content, "captions", records.captions)
         content.create_dataset("caption_image", data=records.caption_image)
         content.create_dataset("image_offsets", data=pairs.image_offsets.astype("<i8"))

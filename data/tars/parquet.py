@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cusa.data.errors import CusaError, DataError, SettingError
+from cusa.data.objects.folder import location_text
 from cusa.data.record import Record
 from cusa.data.record_columns import Records
 from cusa.data.tars.pairs import (
@@ -52,14 +53,14 @@ def caption_rule_of(
         DataError: If there are files of both kinds.
         SettingError: If the rule is none, or one for files of the other kind.
     """
-    suffixes = {tar.suffix for tar in tars}
-    if suffixes > {PARQUET_SUFFIX}:
+    files_by_suffix = {tar.suffix: location_text(tar) for tar in tars}
+    are_parquet = PARQUET_SUFFIX in files_by_suffix
+    if are_parquet and len(files_by_suffix) > 1:
         raise DataError(
-            f"{tars[0]} and {tars[-1]}: tars and Parquet files make no set together; give each "
-            "kind a set of its own",
+            f"{' and '.join(files_by_suffix.values())}: tars and Parquet files make no set "
+            "together; give each kind a set of its own",
             name="dataset",
         )
-    are_parquet = suffixes == {PARQUET_SUFFIX}
     default_rule = TEXT_CAPTIONS
     if are_parquet:
         default_rule = f"{PARQUET_CAPTIONS}caption"
@@ -118,7 +119,6 @@ def _read_pairs_of_parquet(
     samples.read(file)
     if samples.damage is not None and not may_be_damaged:
         raise samples.damage
-    records = samples.usable_records()
     pairs = TarPairs(
         name=name_of_tar(path),
         path=path,
@@ -126,14 +126,13 @@ def _read_pairs_of_parquet(
         sha256=sha256,
         caption_rule=caption_rule,
         is_complete=samples.damage is None,
-        records=Records.from_records(records),
+        records=Records.from_records(samples.records.values()),
         # Rows have no place of their own in the file.
-        image_offsets=np.zeros(len(records), np.int64),
-        image_sizes=np.zeros(len(records), np.int64),
-        left_out=(*samples.repeated.items(), *samples.left_out),
+        image_offsets=np.zeros(len(samples.records), np.int64),
+        image_sizes=np.zeros(len(samples.records), np.int64),
+        left_out=tuple(samples.left_out.items()),
     )
-    with path.open("rb") as content:
-        pairs.require_unchanged(state_of_file(content.fileno()))
+    pairs.require_unchanged(state_of_file(path))
     return pairs
 
 
@@ -146,9 +145,8 @@ class _Samples:
         image_column: Column of the images' bytes.
         caption_column: Column of the captions.
         key_column: Column of the keys; ``None``: the numbers of the rows.
-        records: A record for each key that has an image and a caption.
-        left_out: (key, reason) of each row that is not a pair.
-        repeated: Keys that several rows have, and what is wrong with them.
+        records: A record for each key of a single row with an image and a caption.
+        left_out: Why the rows of each other key are no pairs.
         damage: What is wrong with the file, as far as it was read.
     """
 
@@ -157,41 +155,33 @@ class _Samples:
     caption_column: str
     key_column: str | None
     records: dict[str, Record] = field(default_factory=dict)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    repeated: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     damage: TarError | None = None
 
     def read(self, file: ParquetFile) -> None:
         """Read all rows, up to the first that is damaged."""
         seen: set[str] = set()
-        try:
-            for row, cells in self._rows(file):
-                sample_key = self._key(cells, row)
-                if sample_key in seen:
-                    self._repeat(sample_key)
-                    continue
-                seen.add(sample_key)
-                self._add_or_leave_out(sample_key, row, cells)
-        except Exception as error:  # pyarrow raises many things on damaged files
-            self.damage = damaged_parquet(self.path, error)
-
-    def usable_records(self) -> list[Record]:
-        """Return the records whose keys no other row has."""
-        usable: list[Record] = []
-        for sample_key, record in self.records.items():
-            if sample_key not in self.repeated:
-                usable.append(record)
-        return usable
+        for row, cells in self._rows(file):
+            sample_key = self._key(cells, row)
+            if sample_key in seen:
+                self._refuse_repeated(sample_key)
+                continue
+            seen.add(sample_key)
+            self._add_or_leave_out(sample_key, row, cells)
 
     def _rows(self, file: ParquetFile) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number and the cells of each row, up to the first that is damaged."""
         columns = [self.image_column, self.caption_column]
         if self.key_column is not None:
             columns.append(self.key_column)
         row = 0
-        for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns, use_threads=False):
-            for cells in batch.to_pylist():
-                yield row, cells
-                row += 1
+        try:
+            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns, use_threads=False):
+                for cells in batch.to_pylist():
+                    yield row, cells
+                    row += 1
+        except Exception as error:  # pyarrow raises many things on damaged files
+            self.damage = damaged_parquet(self.path, error)
 
     def _key(
         self,
@@ -206,8 +196,10 @@ class _Samples:
             return f"{row:09d}"
         return str(value)
 
-    def _repeat(self, sample_key: str) -> None:
-        self.repeated.setdefault(sample_key, "there are two rows with its key")
+    def _refuse_repeated(self, sample_key: str) -> None:
+        """Leave out all rows of a key that several have."""
+        self.records.pop(sample_key, None)
+        self._leave_out(sample_key, "there are two rows with its key")
         if self.damage is None:
             self.damage = TarError(
                 f"{self.path}: two rows have the key {sample_key!r}; give each row a key of its "
@@ -229,7 +221,7 @@ class _Samples:
             if "\0" in sample_key:
                 raise TarError(f"the key {sample_key!r} holds a NUL", name=sample_key)
         except CusaError as error:
-            self.left_out.append((sample_key.replace("\0", ""), str(error)))
+            self._leave_out(sample_key, str(error))
             return
         image_id = f"{name_of_tar(self.path)}/{sample_key}"
         self.records[sample_key] = Record(
@@ -238,6 +230,14 @@ class _Samples:
             captions=tuple(captions),
             caption_ids=tuple(f"{image_id}#{number}" for number in range(len(captions))),
         )
+
+    def _leave_out(
+        self,
+        sample_key: str,
+        reason: str,
+    ) -> None:
+        # No text of a store holds a NUL.
+        self.left_out[sample_key.replace("\0", "")] = reason
 
     def _captions(
         self,

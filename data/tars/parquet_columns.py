@@ -69,8 +69,11 @@ def _holds_bytes(column_type: Any) -> bool:
     types = import_extra("pyarrow.types", "a Parquet file")
     if types.is_struct(column_type):
         number = column_type.get_field_index(_BYTES_FIELD)
-        return number >= 0 and _holds_bytes(column_type.field(number).type)
-    return types.is_binary(column_type) or types.is_large_binary(column_type)
+        if number < 0:
+            return False
+        column_type = column_type.field(number).type
+    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(is_kind(column_type) for is_kind in kinds)
 
 
 def image_bytes(cell: Any) -> bytes | None:

@@ -13,9 +13,7 @@ from braceexpand import braceexpand
 from cusa.data.errors import DataError
 from cusa.data.objects.folder import is_remote, location_text, open_folder, split_file
 from cusa.data.tars.pairs import IMAGE_EXTENSIONS, name_of_tar
-from cusa.data.tars.units import UNIT_SUFFIXES
-
-_SUFFIX, _PARQUET = UNIT_SUFFIXES
+from cusa.data.tars.units import PARQUET_SUFFIX, TAR_SUFFIX, UNIT_SUFFIXES
 
 
 def are_tars(datasets: Sequence[str]) -> bool:
@@ -31,9 +29,9 @@ def _is_tar(dataset: str) -> bool:
         return True
     if os.path.isdir(dataset):
         return _is_folder_of_tars(Path(dataset))
-    if dataset.endswith((_PARQUET, f"{_PARQUET}}}")):
+    if dataset.endswith((PARQUET_SUFFIX, f"{PARQUET_SUFFIX}}}")):
         return not os.path.exists(dataset) and ("{" in dataset or glob.has_magic(dataset))
-    return dataset.endswith((_SUFFIX, f"{_SUFFIX}}}"))
+    return dataset.endswith((TAR_SUFFIX, f"{TAR_SUFFIX}}}"))
 
 
 def _is_folder_of_tars(folder: Path) -> bool:
@@ -43,7 +41,7 @@ def _is_folder_of_tars(folder: Path) -> bool:
     """
     has_tars = False
     for path in folder.glob("[!._]*"):
-        has_tars |= path.suffix == _SUFFIX
+        has_tars |= path.suffix == TAR_SUFFIX
         if path.is_dir() or path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
             return False
     return has_tars
@@ -91,7 +89,7 @@ def expand_tars(datasets: Sequence[str]) -> list[Path]:
 
 def _expand(dataset: str) -> list[Path]:
     if os.path.isdir(dataset):
-        paths = list(Path(dataset).glob(f"[!.]*{_SUFFIX}"))
+        paths = list(Path(dataset).glob(f"[!.]*{TAR_SUFFIX}"))
         if not paths:
             raise DataError(f"folder {dataset} has no tars; check the path", name=dataset)
         return paths
@@ -137,7 +135,7 @@ def _expand_url(url: str) -> list[Path]:
     if url.endswith(UNIT_SUFFIXES) and not glob.has_magic(url):
         return [Path(url)]
     location = url
-    pattern = f"[!.]*{_SUFFIX}"
+    pattern = f"[!.]*{TAR_SUFFIX}"
     if glob.has_magic(url):
         location, pattern = split_file(url)
     names = (entry.name for entry in open_folder(location).list())
@@ -148,7 +146,7 @@ def _expand_url(url: str) -> list[Path]:
     if not paths:
         raise DataError(
             f"--dataset {url} matches no tar of the object store; pass "
-            f"'s3://BUCKET/PREFIX/{{00000..00999}}{_SUFFIX}', or the prefix that they are under",
+            f"'s3://BUCKET/PREFIX/{{00000..00999}}{TAR_SUFFIX}', or the prefix that they are under",
             name=url,
         )
     return paths

@@ -121,12 +121,13 @@ def _tars_without_rows(
     """Return the tars beside those of the set; ``None`` if their folder is not there."""
     image_root = manifest.image_root
     suffix = unit_suffix(manifest.caption_rule)
-    tars = list(Path(image_root).glob(f"[!.]*{suffix}"))
     if is_remote(image_root):
         try:
             tars = expand_tars([f"{image_root}/*{suffix}"])
         except CusaError:
             return None
-    elif not os.path.isdir(image_root):
+    elif os.path.isdir(image_root):
+        tars = list(Path(image_root).glob(f"[!.]*{suffix}"))
+    else:
         return None
     return sorted(set(map(name_of_tar, tars)).difference(manifest.names, files.tars()))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-_TAR_SUFFIX = ".tar"
+TAR_SUFFIX = ".tar"
 PARQUET_SUFFIX = ".parquet"
-UNIT_SUFFIXES = (_TAR_SUFFIX, PARQUET_SUFFIX)
+UNIT_SUFFIXES = (TAR_SUFFIX, PARQUET_SUFFIX)
 # Of Parquet files, captions are a column.
 PARQUET_CAPTIONS = "parquet:"
 
@@ -18,4 +18,4 @@ def unit_suffix(caption_rule: str) -> str:
     """Return the suffix of the files that pairs are read from by a caption rule."""
     if is_parquet(caption_rule):
         return PARQUET_SUFFIX
-    return _TAR_SUFFIX
+    return TAR_SUFFIX

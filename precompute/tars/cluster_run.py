@@ -61,6 +61,8 @@ class ClusterRun(TarRun):
     def _make_missing(self) -> None:
         pending = [self._tars[number] for number in self._find_pending()]
         if not pending:
+            # The tars may have moved; no teacher is loaded.
+            self._record_origin({})
             return
         task = self._actor_task()
         made_tars: list[Path] = []

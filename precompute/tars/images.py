@@ -15,7 +15,7 @@ from cusa.data.tars.pairs import TarPairs
 from cusa.data.tars.samples import TarError, state_of_file
 
 # Images are read tar by tar; those of the next one may be read ahead.
-_MOST_OPEN = 2
+MOST_OPEN = 2
 
 
 class _OpenFile:
@@ -55,10 +55,10 @@ class TarImages:
         self._pairs_of_tar: dict[str, TarPairs] = {}
         for tar_pairs in pairs:
             self._pairs_of_tar[tar_pairs.name] = tar_pairs
-        self._opened = lru_cache(_MOST_OPEN)(_OpenFile)
+        self._opened = lru_cache(MOST_OPEN)(_OpenFile)
 
     def __reduce__(self) -> tuple[type[TarImages], tuple[Sequence[TarPairs]]]:
-        return TarImages, (tuple(self._pairs_of_tar.values()),)
+        return type(self), (tuple(self._pairs_of_tar.values()),)
 
     def path(
         self,

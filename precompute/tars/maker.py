@@ -32,7 +32,7 @@ class TarPolicy:
     """What a run over tars does with them.
 
     Attributes:
-        caption_rule: Where captions are: ``"txt"`` or ``"json:FIELD"``.
+        caption_rule: Where captions are: ``"txt"``, ``"json:FIELD"`` or ``"parquet:COLUMN"``.
         on_tar: On a damaged tar: stop, skip it, or keep its whole samples.
         is_share: Whether other jobs make other tars of the set, so that no manifest is written.
         image_root: The folder of all tars of the set, absolute; empty if they are in several.

@@ -15,10 +15,8 @@ from cusa.data.tars.pairs import TarPairs
 from cusa.data.tars.parquet_columns import image_bytes, image_column, open_parquet
 from cusa.data.tars.samples import TarError, state_of_file
 from cusa.data.tars.units import is_parquet
-from cusa.precompute.tars.images import TarImages
+from cusa.precompute.tars.images import MOST_OPEN, TarImages
 
-# Images are read file by file; those of the next one may be read ahead.
-_MOST_OPEN = 2
 _ROWS_PER_BATCH = 64
 
 
@@ -41,10 +39,7 @@ class ParquetImages(TarImages):
         pairs: Sequence[TarPairs],
     ) -> None:
         super().__init__(pairs)
-        self._opened_rows = lru_cache(_MOST_OPEN)(_RowReader)
-
-    def __reduce__(self) -> tuple[type[ParquetImages], tuple[Sequence[TarPairs]]]:
-        return ParquetImages, (tuple(self._pairs_of_tar.values()),)
+        self._opened_rows = lru_cache(MOST_OPEN)(_RowReader)
 
     def read(
         self,
@@ -57,7 +52,7 @@ class ParquetImages(TarImages):
             TarError: If the file cannot be read, or was changed since its pairs were read.
         """
         tar_pairs = self._pairs_of_tar[split]
-        file_row = int(Path(tar_pairs.records[row].image_path).name)
+        file_row = int(self.path(split, row).name)
         try:
             reader = self._opened_rows(tar_pairs.path)
             tar_pairs.require_unchanged(reader.state)
@@ -80,8 +75,7 @@ class _RowReader:
         self,
         path: Path,
     ) -> None:
-        with path.open("rb") as content:
-            self.state = state_of_file(content.fileno())
+        self.state = state_of_file(path)
         self._file = open_parquet(path)
         self._column = image_column(self._file, path)
         metadata = self._file.metadata
@@ -106,7 +100,7 @@ class _RowReader:
                 self._begin(group)
             while row >= self._first_row + len(self._cells):
                 self._first_row += len(self._cells)
-                self._cells = next(self._batches).column(0).to_pylist()
+                self._cells = next(self._batches).column(self._column).to_pylist()
             content = image_bytes(self._cells[row - self._first_row])
         assert content is not None, "rows without images are no pairs"
         return content

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cusa.data.errors import DataError
+from cusa.data.objects.folder import location_text
 from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.pairs import TarPairs
 from cusa.precompute.estimate import Estimate, measure
@@ -85,7 +86,15 @@ def estimate_tars(
             pending.append(tar)
     n_done = len(tars) - len(pending)
     if not pending:
-        return SetEstimate(len(tars), n_done, _row_counts([]), _row_counts([]), 0, 0.0, ())
+        return SetEstimate(
+            n_tars=len(tars),
+            n_done=n_done,
+            images=_row_counts([]),
+            captions=_row_counts([]),
+            n_left_out=0,
+            reading_s=0.0,
+            teachers=(),
+        )
 
     began_s = time.perf_counter()
     pairs = _read_some(pending, maker)
@@ -153,10 +162,11 @@ def _read_some(
         if len(pairs) >= _FEWEST_TARS and n_images >= _ENOUGH_IMAGES:
             break
     if not n_images:
+        first_tar = pending[numbers[0]]
         raise DataError(
-            f"none of {len(numbers):,} tars that were read, such as {pending[numbers[0]]}, has a "
-            "pair; check --caption",
-            path=pending[numbers[0]],
+            f"none of {len(numbers):,} tars that were read, such as {location_text(first_tar)}, "
+            "has a pair; check --caption",
+            path=first_tar,
             name="caption",
         )
     return pairs

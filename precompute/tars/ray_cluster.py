@@ -12,7 +12,7 @@ import pickle
 import queue
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +98,7 @@ class RayCluster:
         # Ray waits for rows without looking at signals.
         threading.Thread(target=receive, daemon=True).start()
         try:
-            while (result := _next(received, check_stop)) is not None:
+            while (result := _wait_for_result(received, check_stop)) is not None:
                 if isinstance(result, Exception):
                     raise _one_line_error(result) from result
                 yield result
@@ -145,20 +145,21 @@ class RayCluster:
         """Start the counter on the driver's node, which the run cannot outlive."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        node = self.ray.get_runtime_context().get_node_id()
+        driver_node = self.ray.get_runtime_context().get_node_id()
         counter_class = self.ray.remote(
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(driver_node, soft=False),
         )(Attempts)
         return AttemptCounter(counter_class.remote())
 
 
-def _next(
+def _wait_for_result(
     received: queue.Queue[Any],
     check_stop: Callable[[], None],
 ) -> Any:
+    """Return a result, the error that ended the run, or ``None`` after the last result."""
     while True:
         check_stop()
         try:
@@ -266,25 +267,23 @@ def _with_room(
     Raises:
         SettingError: If there is none.
     """
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    n_gpus = sum(int(node.get("GPU", 0)) for node in resources)
-    n_cpus = sum(int(node.get("CPU", 0)) for node in resources)
+    resources_of_nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus_of_nodes = [int(resources.get("GPU", 0)) for resources in resources_of_nodes]
+    cpus_of_nodes = [int(resources.get("CPU", 0)) for resources in resources_of_nodes]
+    n_gpus = sum(gpus_of_nodes)
     if device == "auto":
         device = "cuda" if n_gpus else "cpu"
     n_actors = n_gpus
     if device == "cpu":
-        n_actors = sum(int(node.get("CPU", 0)) // cores for node in resources)
+        n_actors = sum(cpus // cores for cpus in cpus_of_nodes)
     if not n_actors:
         wanted = "a GPU" if device == "cuda" else f"{cores} CPUs"
         raise SettingError(
-            f"no node of the cluster of Ray has {wanted} for an actor: {n_gpus} GPUs and {n_cpus} "
-            "CPUs in all; pass another --device or fewer --workers",
+            f"no node of the cluster of Ray has {wanted} for an actor: {n_gpus} GPUs and "
+            f"{sum(cpus_of_nodes)} CPUs in all; pass another --device or fewer --workers",
             name="device",
         )
     if device == "cuda":
-        cores = min(_cores_of_gpu(node) for node in resources if node.get("GPU", 0))
+        room_of_nodes = zip(cpus_of_nodes, gpus_of_nodes, strict=True)
+        cores = min(max(1, cpus // gpus) for cpus, gpus in room_of_nodes if gpus)
     return RayCluster(ray, device, cores, n_actors)
-
-
-def _cores_of_gpu(resources: Mapping[str, float]) -> int:
-    return max(1, int(resources.get("CPU", 0) // resources["GPU"]))

@@ -15,6 +15,7 @@ from cusa.data.store.schema import file_name
 from cusa.data.tars.pairs import name_of_tar
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles, error_elsewhere
+from cusa.data.tars.units import UNIT_SUFFIXES
 
 # Buckets and prefixes with an open connection.
 _FOLDERS = 16
@@ -104,7 +105,7 @@ class Workplace:
                 self._fetch(name)
         if not is_remote(tar):
             return tar
-        local_tar = self._tars / f"{tar_name}.tar"
+        local_tar = self._tars / tar.name
         self._urls[local_tar] = location_text(tar)
         folder, tar_file = split_file(tar)
         try:
@@ -138,9 +139,10 @@ class Workplace:
         teacher_names: Sequence[str],
     ) -> None:
         """Drop the copies of a tar and of its files."""
-        local_tar = self._tars / f"{tar_name}.tar"
-        local_tar.unlink(missing_ok=True)
-        self._urls.pop(local_tar, None)
+        for suffix in UNIT_SUFFIXES:
+            local_tar = self._tars / f"{tar_name}{suffix}"
+            local_tar.unlink(missing_ok=True)
+            self._urls.pop(local_tar, None)
         if self._files.remote is not None:
             for name in _files_of_tar(tar_name, teacher_names):
                 (self.folder / name).unlink(missing_ok=True)

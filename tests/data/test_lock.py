@@ -215,6 +215,15 @@ def test_sweep_removes_what_is_left_of_the_named_files_alone(tmp_path):
     assert all(path.read_text() == "whole" for path in others)
 
 
+def test_sweep_leaves_what_another_run_is_writing(tmp_path):
+    shared_path = tmp_path / "store.part-texts-0.h5"
+    dead = _left(shared_path)
+    with atomic_file(shared_path) as temporary:
+        sweep([], shared_paths=[shared_path])
+        assert temporary.exists()
+        assert not dead.exists()
+
+
 def test_a_lock_file_of_other_bytes_is_still_a_lock(tmp_path):
     with _other(tmp_path) as first:
         assert first.answer == "has it"

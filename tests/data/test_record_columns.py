@@ -211,6 +211,22 @@ def test_caption_ids_must_be_as_many_as_captions(tmp_path):
     assert error.value.name == "i"
 
 
+@pytest.mark.parametrize("column", ["image_id", "image_path", "captions", "caption_ids"])
+def test_half_a_character_is_refused(tmp_path, column):
+    texts = {"image_id": "i", "image_path": "p", "captions": ("a",), "caption_ids": ("1",)}
+    texts[column] = "\ud800" if isinstance(texts[column], str) else ("\ud800",)
+    with pytest.raises(DataError) as error:
+        Dataset("d", tmp_path, {"train": [Record(**texts)]})
+    assert error.value.name == texts["image_id"]
+
+
+def test_records_do_not_equal_other_things():
+    records = Records.from_records([Record("i", "p", ("a",), ("1",))])
+    assert records == [Record("i", "p", ("a",), ("1",))]
+    assert records != ["i"]
+    assert records != "i"
+
+
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(array_writer, "MAX_BYTES_IN_MEMORY", 16)
     monkeypatch.setattr(array_writer.tempfile, "tempdir", str(tmp_path / "missing"))
@@ -219,6 +235,28 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         writer.append(np.arange(9))
     assert error.value.path == tmp_path / "missing"
     assert error.value.name == "TMPDIR"
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_line_too():
+    """The last values are written when the array is finished."""
+    script = """
+import resource, signal
+from cusa.data.array_writer import ArrayWriter, MAX_BYTES_IN_MEMORY
+from cusa.data.errors import DataError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+n_bytes = 2 * MAX_BYTES_IN_MEMORY
+resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+writer = ArrayWriter("|u1")
+writer.append(bytes(n_bytes))
+writer.append(b"x")
+try:
+    writer.finish()
+except DataError as error:
+    raise SystemExit(error.name != "TMPDIR")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_long_columns_take_no_memory_and_leave_no_file(tmp_path):

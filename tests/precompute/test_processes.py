@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 import cusa
 from cusa.data import worker_messages, worker_pool
 from cusa.data.errors import LockedError, SettingError, StoreError
+from cusa.data.files import atomic_file
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.reading import ImageReader
 from cusa.precompute.teachers import TeacherRequest
@@ -166,6 +167,16 @@ def test_processes_that_cannot_meet(tmp_path, manifest, teachers, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = run_failure("precompute", *_args(manifest, teachers, tmp_path / "store.h5"))
     assert error.name == "WORLD_SIZE"
+
+
+def test_a_job_of_an_array_leaves_the_texts_that_another_is_writing(tmp_path, manifest, teachers):
+    out = tmp_path / "s" / "store.h5"
+    command = ["precompute", *_args(manifest, teachers, out), "--shard-range"]
+    run_ok(*command, "0:1")
+    (texts,) = out.parent.glob("store.part-texts-*.h5")
+    with atomic_file(texts) as temporary:
+        temporary.write_bytes(texts.read_bytes())
+        run_ok(*command, "1:2")
 
 
 def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(

@@ -36,6 +36,7 @@ from tests.helpers import (
     run_ok,
 )
 from tests.train.pictures import precompute_pictures, student_options
+from tests.train.same_runs import assert_same_run, lines_but_speed
 
 
 def _args(index, run_dir, *more):
@@ -53,27 +54,10 @@ def _args(index, run_dir, *more):
     return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *rest, *more)
 
 
-def _lines(run_dir):
-    lines = read_metrics(run_dir)
-    for line in lines:
-        line.pop("samples_per_s", None)
-    return lines
-
-
 def _interrupted(args, step, number=signal.SIGKILL, where="_train_on", times=1):
     """Run the command in a process that gets a signal before a step (counted from 0) has begun."""
     patch = kill_at(Trainer, where, step, number, times)
     return ForkedCommand("train", *args, patch=patch).wait()
-
-
-def _assert_same(one, two):
-    assert _lines(one) == _lines(two)
-    a, b = (Checkpoints(r).newest()[0] for r in (one, two))
-    assert a.tensors.keys() == b.tensors.keys()
-    assert all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors)
-    assert a.progress == b.progress
-    best = load_saved(one).student.state_dict(), load_saved(two).student.state_dict()
-    assert all(torch.equal(best[0][k], best[1][k]) for k in best[0])
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +81,18 @@ def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(
     kept = step - step % 2 if step % 5 else step
     expected = f"resumed   after epoch {kept // 5}, step {kept % 5} of the next"
     assert (expected in out) == (kept > 0), out
-    _assert_same(whole, run_dir)
+    assert_same_run(whole, run_dir)
     out = run_ok("train", "--resume", "--run-dir", run_dir)
     assert "resumed   after epoch 3, its last one: nothing is left to train" in out
     assert "best epoch" in out
-    _assert_same(whole, run_dir)
+    assert_same_run(whole, run_dir)
 
 
 def test_killed_while_validating_it_validates_again(index, whole, tmp_path):
     args = _args(index, tmp_path / "part", "--checkpoint-steps", 5)
     assert _interrupted(args, 10, where="_validate").returncode == -signal.SIGKILL
     run_ok("train", "--resume", "--run-dir", tmp_path / "part")
-    _assert_same(whole, tmp_path / "part")
+    assert_same_run(whole, tmp_path / "part")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +111,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_status(
         f"Error: stopped by {number.name}: step 7 is kept; go on with: {resume_command(run_dir)}"
     ]
     assert "step 2 of the next" in run_ok("train", "--resume", "--run-dir", run_dir)
-    _assert_same(whole, run_dir)
+    assert_same_run(whole, run_dir)
 
 
 def test_a_signal_while_validating_leaves_a_checkpoint(index, whole, tmp_path):
@@ -137,9 +121,9 @@ def test_a_signal_while_validating_leaves_a_checkpoint(index, whole, tmp_path):
     )
     assert done.returncode == 143
     assert "step 5 is kept" in done.stderr
-    assert [m["kind"] for m in _lines(run_dir)] == ["train"] * 5
+    assert [m["kind"] for m in lines_but_speed(run_dir)] == ["train"] * 5
     run_ok("train", "--resume", "--run-dir", run_dir)
-    _assert_same(whole, run_dir)
+    assert_same_run(whole, run_dir)
 
 
 def test_a_torn_checkpoint_is_recognised_and_the_one_before_it_taken(index, whole, tmp_path):
@@ -154,7 +138,7 @@ def test_a_torn_checkpoint_is_recognised_and_the_one_before_it_taken(index, whol
     out = run_ok("train", "--resume", "--run-dir", run_dir)
     assert f"{newer} is damaged (its checksum differs)" in out
     assert "step 1 of the next" in out
-    _assert_same(whole, run_dir)
+    assert_same_run(whole, run_dir)
     assert not list(newer.parent.glob(".*.tmp"))
 
 
@@ -202,7 +186,7 @@ def test_killed_before_its_own_files_are_whole_it_begins_anew(index, whole, tmp_
     done = ForkedCommand("train", *_args(index, run_dir), patch=patch).wait()
     assert done.returncode == -signal.SIGKILL
     run_ok("train", *_args(index, run_dir, "--resume"))
-    _assert_same(whole, run_dir)
+    assert_same_run(whole, run_dir)
 
 
 def test_checkpoints_by_time(index, tmp_path):
@@ -222,7 +206,7 @@ def test_half_precision_goes_on_exactly(index, tmp_path):
     run_ok("train", *_args(index, tmp_path / "whole", *args))
     assert _interrupted(_args(index, tmp_path / "part", *args), 7).returncode < 0
     run_ok("train", "--resume", "--run-dir", tmp_path / "part")
-    _assert_same(tmp_path / "whole", tmp_path / "part")
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
     one, two = (Checkpoints(tmp_path / name).newest()[0].scaler for name in ("whole", "part"))
     assert one == two
     assert one["_growth_tracker"] > 0
@@ -325,7 +309,7 @@ def test_a_reader_that_is_killed_is_an_error_with_a_way_on(
     assert isinstance(error, WorkerError)
     assert f"go on with: {resume_command(tmp_path / 'run')}" in str(error)
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
-    _assert_same(whole, tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
 
 
 def test_one_that_is_killed_while_validating_stops_the_run_and_keeps_it(
@@ -363,7 +347,7 @@ def test_a_copy_of_a_checkpoint_is_left_alone(index, whole, tmp_path):
     mine = path.with_name("step-mine.safetensors")
     mine.write_bytes(path.read_bytes())
     run_ok("train", "--resume", "--run-dir", run_dir)
-    _assert_same(whole, run_dir)
+    assert_same_run(whole, run_dir)
     assert mine.exists()
 
 

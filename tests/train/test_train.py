@@ -2,9 +2,11 @@
 files.
 """
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from cusa.data.records import Dataset
 from cusa.data.store.checksum import ChecksumError, VersionError
 from cusa.train.command_settings import default_preset
 from cusa.train.saving.student_folder import load_saved
+from cusa.train.trainer import Trainer
 from tests.helpers import (
     ADAPTER,
     Fault,
@@ -111,6 +114,28 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(index, tmp_pa
         )
         losses.append([m["loss"] for m in _metrics(tmp_path / name) if m["kind"] == "train"])
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_run_leaves_nothing_in_memory(index, tmp_path, monkeypatch):
+    """Runs of a grid follow each other in one process, and hold rows and weights."""
+    trainers = []
+    fit = Trainer.fit
+
+    def fit_and_note(self, *arguments):
+        trainers.append(weakref.ref(self))
+        fit(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "fit", fit_and_note)
+    # While torch loads modules at first use, it keeps the callers of the first run.
+    for name in ("first", "second"):
+        gc.collect()
+        gc.disable()
+        try:
+            run_ok("train", *_adapter(index, tmp_path / name, "--epochs", 1))
+            is_kept = trainers[-1]() is not None
+        finally:
+            gc.enable()
+    assert not is_kept
 
 
 def test_a_run_goes_on_when_its_store_has_moved_and_gained_a_teacher(index, tmp_path):

@@ -99,7 +99,8 @@ class SessionClock:
             OSError: If they cannot be written; what was there before stays.
         """
         seconds = time.monotonic() - self._start_seconds
-        session = replace(self._session, seconds=round(seconds, 3))
-        entries = [asdict(session) for session in (*self._earlier_sessions, session)]
+        own_session = replace(self._session, seconds=round(seconds, 3))
+        sessions = [*self._earlier_sessions, own_session]
+        entries = [asdict(session) for session in sessions]
         with atomic_file(self._path) as temporary:
             temporary.write_text(json.dumps(entries, indent=2))

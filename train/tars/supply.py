@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from threading import Lock
 
@@ -82,13 +82,12 @@ class TarSupply:
         Raises:
             CusaError: If a file, or a picture of the batch, cannot be used.
         """
-        tars = self._pairs.tars_of(pairs).tolist()
-        for tar_number in tars:
-            self._source.bring(self._names[tar_number])
-        batch = self._pairs[pairs]
-        for tar_number in tars:
-            self._source.drop(self._names[tar_number])
-        return batch
+        with ExitStack() as tars_in_use:
+            for tar_number in self._pairs.tars_of(pairs).tolist():
+                tar_name = self._names[tar_number]
+                self._source.bring(tar_name)
+                tars_in_use.callback(self._source.drop, tar_name)
+            return self._pairs[pairs]
 
     def close(self) -> None:
         """Forget all tars, as no batch is read any more."""

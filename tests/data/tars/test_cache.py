@@ -64,7 +64,7 @@ def assert_copies_equal(cache, local, tar):
     copy = OpenTar(cache.files, tar, TEACHERS, reads_images=True)
     expected = OpenTar(local, tar, TEACHERS, reads_images=True)
     for row in range(N_PAIRS):
-        assert copy.image(row)[1] == expected.image(row)[1]
+        assert copy.image(row) == expected.image(row)
     for teacher in TEACHERS:
         np.testing.assert_array_equal(copy.rows(teacher), expected.rows(teacher))
     assert list(copy.captions) == list(expected.captions)
@@ -130,6 +130,28 @@ def test_the_oldest_copies_go_first(tmp_path, local):
     cache_of(local, tmp_path / "cache", n_bytes_kept=of_two_tars).close()
     tars = {path.name for path in copies(tmp_path / "cache") if path.suffix == ".tar"}
     assert tars == {"00002.tar", "00000.tar"}
+
+
+def test_copies_of_another_user_stay(tmp_path, local, monkeypatch):
+    folder = tmp_path / "cache"
+    others = cache_of(local, folder)
+    others.bring("00000")
+    others.drop("00000")
+    their_entry = others.files.entry_path("00000")
+    open_file = os.open
+
+    def open_or_refuse(path, *arguments, **options):
+        if their_entry in Path(path).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_or_refuse)
+    cache = cache_of(local, folder, n_bytes_kept=0)
+    cache.bring("00001")
+    cache.close()
+    assert {path.parent.name for path in copies(folder) if path.suffix == ".tar"} == {
+        their_entry.name
+    }
 
 
 def test_other_files_in_the_folder_stay(tmp_path, local):

@@ -15,7 +15,7 @@ import pytest
 import cusa
 from cusa.data.errors import SettingError, StoreError, WorkerError
 from cusa.data.tars.manifest import MANIFEST
-from cusa.data.tars.origin import ORIGIN
+from cusa.data.tars.origin import ORIGIN, SetOrigin
 from cusa.data.tars.samples import TarError
 from cusa.precompute.tars import cluster_run, maker, ray_cluster, tar_actor
 from tests.data.tars.tar_files import write_tars
@@ -120,6 +120,16 @@ def test_a_manifest_is_made_of_finished_tars(tmp_path, command, cluster, expecte
     output = run_ok(*command, "--out", "set")
     assert contents(tmp_path / "set") == expected
     assert "of 4 tars" not in output
+    assert cluster.attempts.total() == N_TARS
+
+
+def test_a_finished_set_learns_where_its_tars_were_moved(tmp_path, command, cluster, expected):
+    run_ok(*command, "--out", "set")
+    (tmp_path / "tars").rename(tmp_path / "moved")
+    options = ["moved" if option == "tars" else option for option in command]
+    run_ok(*options, "--out", "set")
+    assert SetOrigin.recorded("set").image_root == str(tmp_path / "moved")
+    assert SetOrigin.recorded("set").sources == SetOrigin.recorded("local").sources
     assert cluster.attempts.total() == N_TARS
 
 

@@ -14,7 +14,11 @@ import pytest
 import cusa
 from cusa.data.errors import DataError, ObjectError, SettingError, StoreError
 from cusa.data.files import _sweep_scratch_folders
+from cusa.data.tars.parquet import read_pairs_of_unit
 from cusa.data.tars.samples import TarError
+from cusa.precompute.tars.parquet_images import images_of
+from cusa.precompute.tars.workplace import open_workplace
+from tests.data.tars.parquet_files import rows_of, write_parquet
 from tests.data.tars.tar_files import write_tars
 from tests.helpers import run, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
@@ -96,6 +100,27 @@ def test_rows_are_those_of_a_local_set(server, expected, tmp_path, teachers):
     np.testing.assert_array_equal(opened.rows("vit", "00001"), local.rows("vit", "00001"))
     assert opened.fingerprint("train") == local.fingerprint("train")
     assert opened.manifest.image_root == "s3://bucket/cc"
+
+
+def test_parquet_files_of_a_store_make_the_set_of_those_on_this_machine(server, tmp_path, teachers):
+    rows = rows_of(range(N_PAIRS))
+    file = write_parquet(tmp_path / "files" / "00000.parquet", rows)
+    server.objects["pq/00000.parquet"] = file.read_bytes()
+    pattern = f"{tmp_path}/files/*.parquet"
+    url = f"s3://{BUCKET}/pq/{{00000..00000}}.parquet"
+    run_ok("precompute", "--dataset", pattern, "--out", tmp_path / "set", *teachers)
+    run_ok("precompute", "--dataset", url, "--out", SET, *teachers)
+    assert stored(server) == files_of_tars(tmp_path / "set")
+
+
+def test_a_picture_of_a_parquet_file_is_named_by_its_url(server, tmp_path):
+    file = write_parquet(tmp_path / "00000.parquet", rows_of(range(N_PAIRS)))
+    server.objects["pq/00000.parquet"] = file.read_bytes()
+    url = f"s3://{BUCKET}/pq/00000.parquet"
+    with pytest.raises(TarError) as caught, open_workplace(Path(SET), True) as workplace:
+        pairs = read_pairs_of_unit(workplace.fetch(Path(url), ()), "parquet:caption", False)
+        raise TarError("a broken picture", path=images_of([pairs]).path("00000", 1))
+    assert caught.value.path == Path(f"{url}/1")
 
 
 def test_a_set_is_audited(server, teachers):

@@ -40,6 +40,7 @@ def test_rows_are_those_of_the_same_pairs_in_tars(tmp_path, files, teachers):
             rows = tar_set.rows(teacher, name)
             np.testing.assert_array_equal(rows, of_tars.rows(teacher, name))
     assert tar_set.tar_path("00001") == files[1]
+    assert tar_set.pairs("00001").images == ("0", "1", "2", "3", "4")
     assert "files are whole" in run_ok("store", "verify", tmp_path / "set")
     assert f"3 tars in {tmp_path}/files, captions {RULE}" in run_ok(
         "store", "info", tmp_path / "set"
@@ -91,6 +92,16 @@ def test_pictures_as_hugging_face_writes_them_and_rows_without_keys(tmp_path):
     assert images_of([pairs]).read("a", 3) == jpeg(3)
 
 
+def test_pictures_are_of_the_column_with_their_name(tmp_path):
+    """pyarrow reads the columns of names that begin with ``jpg.``, too."""
+    table = pa.table({"jpg.url": ["here"], "jpg": pa.array([jpeg(0)], pa.binary_view())})
+    table = table.append_column("caption", pa.array(["a"]))
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(table, path)
+    pairs = read_pairs_of_unit(path, RULE, False)
+    assert images_of([pairs]).read("a", 0) == jpeg(0)
+
+
 # --- what is left out, and what is damaged
 
 
@@ -107,12 +118,15 @@ def test_rows_that_are_no_pairs_are_left_out(tmp_path):
 
 
 def test_a_key_twice_is_damage_and_both_rows_are_left_out(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", rows_of([0, 1, 0, 2]))
+    rows = rows_of([3, 3, 0, 1, 0, 2])
+    rows[0]["jpg"] = None
+    path = write_parquet(tmp_path / "a.parquet", rows)
     with pytest.raises(TarError) as caught:
         read_pairs_of_unit(path, RULE, False)
-    assert (caught.value.path, caught.value.name) == (path, "000000")
+    assert (caught.value.path, caught.value.name) == (path, "000003")
     pairs = read_pairs_of_unit(path, RULE, True)
     assert [record.image_id for record in pairs.records] == ["a/000001", "a/000002"]
+    assert [key for key, _ in pairs.left_out] == ["000003", "000000"]
     assert not pairs.is_complete
 
 

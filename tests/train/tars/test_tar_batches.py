@@ -121,6 +121,18 @@ def test_tars_come_a_window_ahead_and_go_when_they_are_behind(tar_set):
     assert not place.there
 
 
+def test_a_sample_leaves_no_tar_in_use_also_if_it_cannot_be_read(tmp_path, tar_set):
+    pairs = _pairs(tar_set)
+    place = Ledger()
+    supply = TarSupply(pairs, tar_set.manifest.names, place, 1)
+    supply.sample([0, len(pairs) - 1])
+    (tmp_path / "set" / "eyes" / "00001.h5").unlink()
+    with pytest.raises(StoreError):
+        supply.sample(list(range(len(pairs))))
+    assert "00001" in place.brought
+    assert not place.there
+
+
 def test_a_batch_read_by_another_process_needs_no_open_file(tar_set):
     pairs = _pairs(tar_set)
     expected = pairs[[0, 7]]

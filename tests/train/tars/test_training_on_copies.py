@@ -14,7 +14,7 @@ from cusa.data.tars.cache import TarCache
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
+from cusa.train.saving.run_dir import load_run
 from cusa.train.tars.inputs import TarFileInputs
 from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.supply import TarSupply
@@ -22,6 +22,7 @@ from cusa.train.trainer import Trainer
 from tests.data.tars.tar_files import write_set, write_tars
 from tests.helpers import ADAPTER, Fault, fault_of, kill_at, make_tiny_clip, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
+from tests.train.same_runs import assert_same_run
 from tests.train.tars.test_tar_batches import TEACHERS, Greys
 
 N_TARS = 5
@@ -65,20 +66,6 @@ def expected(folder, tmp_path_factory):
     run_ok(*command, *ADAPTER, "--run-dir", runs / "adapter")
     run_ok(*command, "--student", folder / "clip", "--run-dir", runs / "clip")
     return runs
-
-
-def _lines(run_dir):
-    lines = read_metrics(run_dir)
-    for line in lines:
-        line.pop("samples_per_s", None)
-    return lines
-
-
-def _assert_same(one, two):
-    assert _lines(one) == _lines(two)
-    a, b = (Checkpoints(run_dir).newest()[0] for run_dir in (one, two))
-    assert a.tensors.keys() == b.tensors.keys()
-    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
@@ -127,7 +114,7 @@ def test_a_run_is_that_on_the_files_of_this_machine(
 ):
     command = ("train", "--embeddings", f"{SET}/", *STEPS, *_student(folder, name))
     run_ok(*command, *SMALL, "--workers", workers, "--run-dir", tmp_path / "run")
-    _assert_same(expected / name, tmp_path / "run")
+    assert_same_run(expected / name, tmp_path / "run")
     assert load_run(tmp_path / "run")[0].data.embeddings == SET
     counts = server.counts("0000")
     n_files = {"adapter": 3, "clip": 4}[name]
@@ -170,7 +157,7 @@ def test_killed_a_resumed_run_equals_an_undisturbed_one(
     process.join()
     assert process.exitcode == -signal.SIGKILL
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
-    _assert_same(expected / name, tmp_path / "run")
+    assert_same_run(expected / name, tmp_path / "run")
     assert not list((tmp_path / "cache").rglob("*.h5"))
 
 
@@ -186,7 +173,7 @@ def test_a_store_that_goes_away_leaves_a_run_that_goes_on(folder, server, expect
     server.on_request = None
     server.failures.clear()
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
-    _assert_same(expected / "adapter", tmp_path / "run")
+    assert_same_run(expected / "adapter", tmp_path / "run")
 
 
 def test_a_tar_that_was_replaced_by_one_of_equal_length_is_named(folder, server, tmp_path):

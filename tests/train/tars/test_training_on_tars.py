@@ -4,13 +4,12 @@ import os
 import signal
 
 import pytest
-import torch
 
 from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.store.checksum import ChecksumError
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
-from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
+from cusa.train.saving.run_dir import load_run
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.trainer import Trainer
 from tests.data.tars.tar_files import write_set, write_tars
@@ -24,6 +23,7 @@ from tests.helpers import (
     run_fault,
     run_ok,
 )
+from tests.train.same_runs import assert_same_run
 
 N_TARS = 5
 N_PAIRS = 4
@@ -52,21 +52,6 @@ def whole(request, folder, tmp_path_factory):
     return request.param, run_dir
 
 
-def _lines(run_dir):
-    lines = read_metrics(run_dir)
-    for line in lines:
-        line.pop("samples_per_s", None)
-    return lines
-
-
-def _assert_same(one, two):
-    assert _lines(one) == _lines(two)
-    a, b = (Checkpoints(run_dir).newest()[0] for run_dir in (one, two))
-    assert a.progress == b.progress
-    assert a.tensors.keys() == b.tensors.keys()
-    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
-
-
 @pytest.mark.parametrize(("step", "workers"), [(1, 0), (4, 1), (7, 0), (9, 2)])
 def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(
     folder, whole, tmp_path, step, workers
@@ -78,7 +63,7 @@ def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(
     killed = ForkedCommand("train", *arguments, patch=patch).wait()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run_ok("train", "--resume", "--run-dir", run_dir)
-    _assert_same(undisturbed, run_dir)
+    assert_same_run(undisturbed, run_dir)
 
 
 def test_a_run_says_what_it_was_trained_on(folder, whole):

@@ -6,10 +6,10 @@ import signal
 import pytest
 import torch
 
-from cusa.train.saving.run_dir import Checkpoints, read_metrics
 from cusa.train.trainer import Trainer
 from tests.data.tars.tar_files import write_set, write_tars
 from tests.helpers import ADAPTER, run_ranks
+from tests.train.same_runs import assert_same_run
 
 N_TARS = 5
 N_PAIRS = 8
@@ -79,13 +79,6 @@ def test_all_processes_have_the_same_weights_after_each_step(undisturbed):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _lines(run_dir):
-    lines = read_metrics(run_dir)
-    for line in lines:
-        line.pop("samples_per_s", None)
-    return lines
-
-
 @pytest.mark.parametrize("killed_at", [3, 7])
 def test_a_killed_process_stops_the_other_and_the_resumed_run_is_the_same(
     options, undisturbed, tmp_path, killed_at
@@ -96,12 +89,7 @@ def test_a_killed_process_stops_the_other_and_the_resumed_run_is_the_same(
     assert run_ranks(2, "train", *arguments, patch=patch).returncode != 0
     done = run_ranks(2, "train", "--resume", "--run-dir", run_dir)
     assert done.returncode == 0, done.stderr
-    assert _lines(run_dir) == _lines(undisturbed)
-    resumed, whole = (Checkpoints(folder).newest()[0] for folder in (run_dir, undisturbed))
-    assert resumed.progress == whole.progress
-    assert resumed.tensors.keys() == whole.tensors.keys()
-    for name, tensor in resumed.tensors.items():
-        assert torch.equal(tensor, whole.tensors[name]), name
+    assert_same_run(run_dir, undisturbed)
 
 
 def test_more_processes_than_tars_train_on_parts_of_them(tmp_path):
