@@ -1,4 +1,7 @@
-"""A small S3-compatible object store on this machine: one bucket, over HTTP, that fails at will."""
+"""A small object store on this machine: one bucket, over HTTP, that fails at will.
+
+It speaks as much of the protocols of S3, Google Cloud Storage and Azure as the library needs.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from xml.sax.saxutils import escape
 
 BUCKET = "bucket"
 KEY = "a-key"
+LAST_MODIFIED = "Sun, 01 Nov 2026 00:00:00 GMT"
 
 
 @dataclass
@@ -35,7 +39,7 @@ class ObjectServer:
         keys: The access keys that are accepted.
         log: (method, key) of each request; LIST is a method here.
         on_request: Called with method and key of each request before it is carried out.
-        environment: The environment in which S3 is this server.
+        environment: The environment in which S3, Google Cloud Storage and Azure are this server.
     """
 
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -74,6 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(ConnectionError):  # of a client that was killed
             super().handle()
 
+    @property
+    def _is_azure(self) -> bool:
+        return "x-ms-version" in self.headers
+
     def _begin(self, method: str) -> str | None:
         """Count a request and wait; return the key, or ``None`` if it is refused."""
         state = self.server_state
@@ -92,14 +100,16 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             is_failing = state.failures[method] > 0
             state.failures[method] -= is_failing
-        credential = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
+        # S3 has the key within a signature; the others get a token.
+        authorization = self.headers.get("Authorization", "")
+        credential = re.search(r"(?:Credential=|Bearer )([^/]+)", authorization)
         problem = None
         if is_failing:
             problem = (state.status, "SlowDown")
         elif credential is None or credential[1] not in state.keys:
             problem = (403, "InvalidAccessKeyId")
         elif bucket != BUCKET:
-            problem = (404, "NoSuchBucket")
+            problem = (404, "ContainerNotFound" if self._is_azure else "NoSuchBucket")
         if problem is None:
             return "" if is_list else key
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -115,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.server_state.objects.get(key)
         if content is None:
             return self._error(404, "NoSuchKey")
-        headers = {"ETag": _etag(content), "Last-Modified": "Sun, 01 Nov 2026 00:00:00 GMT"}
+        headers = {"ETag": _etag(content), "Last-Modified": LAST_MODIFIED}
         status = 200
         part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if part is not None:
@@ -156,12 +166,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         with state.lock:
-            is_refused = self.headers.get("If-None-Match") == "*" and key in state.objects
+            is_create = self.headers.get("If-None-Match") == "*"
+            is_create |= self.headers.get("x-goog-if-generation-match") == "0"
+            is_refused = is_create and key in state.objects
             if not is_refused:
                 state.objects[key] = content
+        if is_refused and self._is_azure:
+            return self._error(409, "BlobAlreadyExists")
         if is_refused:
             return self._error(412, "PreconditionFailed")
-        self._send(200, {"ETag": _etag(content)}, b"")
+        headers = {"ETag": _etag(content), "Last-Modified": LAST_MODIFIED}
+        self._send(201 if self._is_azure else 200, headers, b"")
 
     def do_POST(self) -> None:
         """Refuse what begins a multi-part upload, and a deletion of several objects."""
@@ -177,24 +192,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _list(self) -> None:
         query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         prefix = query.get("prefix", "")
-        after = query.get("continuation-token", "")
+        after = query.get("marker" if self._is_azure else "continuation-token", "")
         with self.server_state.lock:
             sizes = {key: len(content) for key, content in self.server_state.objects.items()}
         keys = sorted(key for key in sizes if key.startswith(prefix) and key > after)
-        page = keys[: self.server_state.page]
-        text = '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>'
-        text += f"<IsTruncated>{str(len(page) < len(keys)).lower()}</IsTruncated>"
-        if len(page) < len(keys):
-            text += f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>"
-        for key in page:
-            name = quote(key) if query.get("encoding-type") == "url" else escape(key)
-            text += f"<Contents><Key>{name}</Key><Size>{sizes[key]}</Size><ETag>e</ETag>"
-            text += "<LastModified>2026-11-01T00:00:00.000Z</LastModified></Contents>"
-        text += "</ListBucketResult>"
+        page = {key: sizes[key] for key in keys[: self.server_state.page]}
+        next_page = list(page)[-1] if len(page) < len(keys) else ""
+        if self._is_azure:
+            text = _azure_listing(page, next_page)
+        else:
+            text = _listing(page, next_page, query.get("encoding-type") == "url")
         self._send(200, {"Content-Type": "application/xml"}, text.encode())
 
     def _error(self, status: int, code: str) -> None:
-        text = f"<Error><Code>{code}</Code><Message>of the stand-in</Message></Error>"
+        # Azure's emulator writes several lines.
+        text = f"<Error>\n<Code>{code}</Code>\n<Message>of the stand-in</Message></Error>"
+        if not self._is_azure:
+            text = text.replace("\n", "")
         self._send(status, {}, b"" if self.command == "HEAD" else text.encode())
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
@@ -209,9 +223,32 @@ def _etag(content: bytes) -> str:
     return f'"{hashlib.md5(content).hexdigest()}"'
 
 
+def _listing(page: dict[str, int], next_page: str, is_quoted: bool) -> str:
+    """Return an answer of S3 or Google Cloud Storage to a LIST."""
+    text = '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>'
+    text += f"<IsTruncated>{str(bool(next_page)).lower()}</IsTruncated>"
+    if next_page:
+        text += f"<NextContinuationToken>{escape(next_page)}</NextContinuationToken>"
+    for key, n_bytes in page.items():
+        name = quote(key) if is_quoted else escape(key)
+        text += f"<Contents><Key>{name}</Key><Size>{n_bytes}</Size><ETag>e</ETag>"
+        text += "<LastModified>2026-11-01T00:00:00.000Z</LastModified></Contents>"
+    return text + "</ListBucketResult>"
+
+
+def _azure_listing(page: dict[str, int], next_page: str) -> str:
+    text = '<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs>'
+    for key, n_bytes in page.items():
+        text += f"<Blob><Name>{escape(key)}</Name><Properties><Etag>e</Etag>"
+        text += f"<Last-Modified>{LAST_MODIFIED}</Last-Modified>"
+        text += "<Content-Type>application/octet-stream</Content-Type>"
+        text += f"<Content-Length>{n_bytes}</Content-Length></Properties></Blob>"
+    return f"{text}</Blobs><NextMarker>{escape(next_page)}</NextMarker></EnumerationResults>"
+
+
 @contextmanager
 def running_server() -> Iterator[tuple[ObjectServer, dict[str, str]]]:
-    """Run a server; yield its state, and the environment in which S3 is this server."""
+    """Run a server; yield its state, and the environment in which object stores are this server."""
     state = ObjectServer()
     handler = type("Handler", (_Handler,), {"server_state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -219,11 +256,17 @@ def running_server() -> Iterator[tuple[ObjectServer, dict[str, str]]]:
     server.block_on_close = False
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}",
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": "a-secret",
         "AWS_REGION": "us-east-1",
+        "GOOGLE_BASE_URL": endpoint,
+        "GOOGLE_BEARER_TOKEN": KEY,
+        "AZURE_STORAGE_ENDPOINT": endpoint,
+        "AZURE_STORAGE_ACCOUNT_NAME": "an-account",
+        "AZURE_STORAGE_TOKEN": KEY,
     }
     state.environment = environment
     try:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from cusa.data.errors import ObjectError, first_line
 from cusa.data.files import atomic_file
-from cusa.data.objects.remote_errors import one_line_error
+from cusa.data.objects.remote_errors import one_line_error, settings_error
 
 # A tar of a gigabyte takes minutes; a connection without a byte for half a minute is dead.
 _CLIENT = {
@@ -33,16 +33,25 @@ _RETRIES = {
         "base": 2,
     },
 }
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+# Of an endpoint of Azure that is no URL, obstore says so itself.
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": (),
+}
 # These become parts of a request's head.
-_IN_HEADERS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-)
+_IN_HEADERS = {
+    "s3": (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+    ),
+    "gs": ("GOOGLE_BEARER_TOKEN",),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_TOKEN"),
+}
 _PRINTABLE = re.compile("[!-~]+")
 # The process whose threads obstore's are, once it has some.
 _process_of_threads: list[int] = []
@@ -88,6 +97,7 @@ class RemoteFolder:
         self._location = location
         try:
             import obstore
+            import obstore.exceptions
             from obstore import store as stores
         except ImportError:
             raise ObjectError(
@@ -95,16 +105,19 @@ class RemoteFolder:
                 "pip install obstore",
                 location=location,
             ) from None
-        _require_legal_settings(bucket, location)
+        _require_legal_settings(scheme, bucket, location)
         self._obstore = obstore
         store_class: Any = getattr(stores, _STORES[scheme])
         with self._one_line_errors(""):
-            self._store = store_class(
-                bucket,
-                prefix=prefix or None,
-                client_options=_CLIENT,
-                retry_config=_RETRIES,
-            )
+            try:
+                self._store = store_class(
+                    bucket,
+                    prefix=prefix or None,
+                    client_options=_CLIENT,
+                    retry_config=_RETRIES,
+                )
+            except (obstore.exceptions.BaseError, ValueError) as error:
+                raise settings_error(error, location) from None
 
     def __str__(self) -> str:
         """Return the URL."""
@@ -231,6 +244,7 @@ def _refuse_forked_process(location: str) -> None:
 
 
 def _require_legal_settings(
+    scheme: str,
     bucket: str,
     location: str,
 ) -> None:
@@ -247,7 +261,7 @@ def _require_legal_settings(
             location=location,
             name=bucket,
         )
-    for variable in _IN_HEADERS:
+    for variable in _IN_HEADERS[scheme]:
         setting = os.environ.get(variable, "")
         if setting and not _PRINTABLE.fullmatch(setting):
             raise ObjectError(
@@ -256,7 +270,7 @@ def _require_legal_settings(
                 location=location,
                 name=variable,
             )
-    for variable in _ENDPOINTS:
+    for variable in _ENDPOINTS[scheme]:
         endpoint = os.environ.get(variable, "")
         if endpoint and not (_PRINTABLE.fullmatch(endpoint) and _is_url(endpoint)):
             raise ObjectError(

@@ -11,13 +11,18 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 # obstore asks these for credentials if the environment has none.
 _CREDENTIAL_SERVERS = re.compile(r"169\.254\.|metadata\.google\.internal|computeMetadata")
+_NO_AZURE_ACCOUNT = "Account must be specified"
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
+_VARIABLES = {"s3": "AWS_*", "gs": "GOOGLE_*", "az": "AZURE_*"}
 _FORBIDDEN = (401, 403)
 _MISSING = 404
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+# S3 answers 503 to too many requests, the others 429.
+_BUSY = (408, 429)
 _SERVER_ERRORS = 500
 
 
@@ -40,21 +45,51 @@ def one_line_error(
     description = first_line(error)
     credentials = _CREDENTIALS[location.partition(":")[0]]
     if _CREDENTIAL_SERVERS.search(description):
-        return ObjectError(
-            f"{location}: there are no credentials for it; set {credentials}",
-            location=location,
-            name=credentials,
-        )
-    if "NoSuchBucket" in description or "ContainerNotFound" in description:
+        return _no_credentials(location, credentials)
+    # Of an answer in several lines, the code is not in the first one.
+    code_match = _CODE.search(str(error))
+    code = "" if code_match is None else code_match[1]
+    if code in _NO_BUCKET:
         object_name = ""
     status = _status(error, description)
     if status is None:
         problem = _problem_without_answer(error, description)
     else:
-        problem = _problem_of_status(status, description, object_name, credentials)
+        problem = _problem_of_status(status, code, object_name, credentials)
     address = f"{location}/{object_name}".rstrip("/")
     message = f"{address}: {problem}"
     return ObjectError(message, location=location, name=object_name, status=status)
+
+
+def settings_error(
+    error: Exception,
+    location: str,
+) -> ObjectError:
+    """Return our error for what obstore raised when it read the environment's settings.
+
+    Its name is that of the variables.
+    """
+    description = first_line(error)
+    if _NO_AZURE_ACCOUNT in description:
+        return _no_credentials(location, _CREDENTIALS["az"])
+    variables = _VARIABLES[location.partition(":")[0]]
+    return ObjectError(
+        f"{location}: obstore does not take the environment's {variables} ({description}); set "
+        "them again",
+        location=location,
+        name=variables,
+    )
+
+
+def _no_credentials(
+    location: str,
+    credentials: str,
+) -> ObjectError:
+    return ObjectError(
+        f"{location}: there are no credentials for it; set {credentials}",
+        location=location,
+        name=credentials,
+    )
 
 
 def _status(
@@ -86,21 +121,18 @@ def _problem_without_answer(
 
 def _problem_of_status(
     status: int,
-    description: str,
+    code: str,
     object_name: str,
     credentials: str,
 ) -> str:
-    code = _CODE.search(description)
-    answer = str(status)
-    if code is not None:
-        answer = f"{status}, {code[1]}"
+    answer = f"{status}, {code}" if code else str(status)
     if status in _FORBIDDEN:
         return f"access is denied ({answer}); check {credentials}, and what they permit"
     if status == _MISSING and not object_name:
         return f"there is no such bucket ({answer}); check its name and the endpoint"
     if status == _MISSING:
         return f"there is no such object ({answer}); check its name"
-    if status >= _SERVER_ERRORS:
+    if status >= _SERVER_ERRORS or status in _BUSY:
         return (
             f"the store fails ({answer}), also when it is asked again; run the command again "
             "later: what is finished is kept"

@@ -146,7 +146,7 @@ def _expand_url(url: str) -> list[Path]:
     if not paths:
         raise DataError(
             f"--dataset {url} matches no tar of the object store; pass "
-            f"'s3://BUCKET/PREFIX/{{00000..00999}}{TAR_SUFFIX}', or the prefix that they are under",
+            f"'{location}/{{00000..00999}}{TAR_SUFFIX}', or the prefix that they are under",
             name=url,
         )
     return paths

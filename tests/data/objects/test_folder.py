@@ -12,6 +12,7 @@ from cusa.data.objects.remote import ObjectInfo
 from tests.object_server import BUCKET, running_server
 
 NAMES = ["a.h5", "pairs/a b.h5", "pairs/a+b.h5", "pairs/é日 %20#?.h5", "pairs/deep/x&y=z.h5"]
+SCHEMES = ["s3", "gs", "az"]
 MEGABYTE = bytes(1_000_000)
 
 
@@ -23,9 +24,9 @@ def server(monkeypatch):
         yield state
 
 
-@pytest.fixture
-def folder(server):
-    return open_folder(f"s3://{BUCKET}/a set+é/")
+@pytest.fixture(params=SCHEMES)
+def folder(request, server):
+    return open_folder(f"{request.param}://{BUCKET}/a set+é/")
 
 
 @pytest.fixture
@@ -97,10 +98,9 @@ def test_locations_that_are_none(location):
     assert failure(lambda: open_folder(location)).location == location
 
 
-def test_one_request_for_each_file_and_page(server, source, tmp_path):
+def test_one_request_for_each_file_and_page(server, folder, source, tmp_path):
     source.write_bytes(20 * MEGABYTE)  # more than obstore puts in one part of an upload
     server.page = 2
-    folder = open_folder(f"s3://{BUCKET}/set")
     for name in "abcde":
         folder.create(name, source)
     assert fetched(folder, "a", tmp_path) == 20 * MEGABYTE
@@ -108,8 +108,9 @@ def test_one_request_for_each_file_and_page(server, source, tmp_path):
     assert server.counts() == {"PUT": 5, "GET": 1, "LIST": 3}
 
 
-def test_a_busy_store_is_asked_once_more(server, source, tmp_path):
-    folder = open_folder(f"s3://{BUCKET}/set")
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_store_is_asked_once_more(server, folder, source, tmp_path, status):
+    server.status = status
     server.failures.update(["PUT", "GET", "LIST"])
     assert folder.create("a", source)
     assert fetched(folder, "a", tmp_path) == b"rows"
@@ -158,32 +159,42 @@ def test_a_killed_upload_is_invisible(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variables", "bucket", "status"),
+    ("variables", "location", "status"),
     [
-        ({}, "another-bucket", 404),
-        ({"AWS_ACCESS_KEY_ID": "wrong"}, BUCKET, 403),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, BUCKET, None),
-        ({"AWS_ENDPOINT_URL": "http://no-such-host.invalid"}, BUCKET, None),
+        ({}, "s3://another-bucket/set", 404),
+        ({}, "gs://another-bucket/set", 404),
+        ({}, "az://another-bucket/set", 404),
+        ({"AWS_ACCESS_KEY_ID": "wrong"}, f"s3://{BUCKET}/set", 403),
+        ({"GOOGLE_BEARER_TOKEN": "wrong"}, f"gs://{BUCKET}/set", 403),
+        ({"AZURE_STORAGE_TOKEN": "wrong"}, f"az://{BUCKET}/set", 403),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, f"s3://{BUCKET}/set", None),
+        ({"AWS_ENDPOINT_URL": "http://no-such-host.invalid"}, f"s3://{BUCKET}/set", None),
     ],
 )
 def test_stores_that_cannot_be_used(
-    server, monkeypatch, source, tmp_path, variables, bucket, status
+    server, monkeypatch, source, tmp_path, variables, location, status
 ):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    folder = open_folder(f"s3://{bucket}/set")
+    folder = open_folder(location)
     for action in (
         lambda: list(folder.list()),
         lambda: folder.create("a", source),
         lambda: folder.fetch("a", tmp_path / "target"),
     ):
         error = failure(action)
-        assert (error.location, error.status) == (f"s3://{bucket}/set", status)
+        assert (error.location, error.status) == (location, status)
+        # A set in a bucket that is missing is none that is yet to be made.
+        assert not error.is_missing
 
 
 @pytest.mark.parametrize(
     ("variable", "setting"),
     [
+        ("GOOGLE_BASE_URL", "nonsense"),
+        ("GOOGLE_BEARER_TOKEN", "a\n"),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "a\n"),
+        ("AZURE_STORAGE_TOKEN", "a\nb"),
         ("AWS_ENDPOINT_URL", "nonsense"),
         ("AWS_ENDPOINT_URL", "127.0.0.1:9000"),
         ("AWS_ENDPOINT_URL", "http://"),
@@ -198,8 +209,31 @@ def test_stores_that_cannot_be_used(
 def test_settings_that_are_none(server, monkeypatch, variable, setting):
     """obstore would end with a traceback of Rust's, and an exception that nobody catches."""
     monkeypatch.setenv(variable, setting)
-    error = failure(lambda: open_folder(f"s3://{BUCKET}/set"))
-    assert error.name == variable
+    names = []
+    for scheme in SCHEMES:
+        try:
+            open_folder(f"{scheme}://{BUCKET}/set")
+        except ObjectError as error:
+            names.append(error.name)
+    # Other stores than the variable's own do not mind.
+    assert names == [variable]
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting", "location", "name"),
+    [
+        ("AZURE_STORAGE_ENDPOINT", "nonsense", "az://container/set", "AZURE_*"),
+        ("AZURE_STORAGE_ACCOUNT_KEY", "not base64!", "az://container/set", "AZURE_*"),
+        ("AZURE_STORAGE_USE_EMULATOR", "maybe", "az://container/set", "AZURE_*"),
+        ("GOOGLE_SERVICE_ACCOUNT", "/no/such/file.json", "gs://bucket/set", "GOOGLE_*"),
+        ("GOOGLE_SERVICE_ACCOUNT_KEY", "{}", "gs://bucket/set", "GOOGLE_*"),
+    ],
+)
+def test_settings_that_obstore_refuses(server, monkeypatch, variable, setting, location, name):
+    monkeypatch.delenv("AZURE_STORAGE_TOKEN")
+    monkeypatch.setenv(variable, setting)
+    error = failure(lambda: open_folder(location))
+    assert (error.location, error.name) == (location, name)
 
 
 def test_a_bucket_that_is_none(server):
@@ -241,7 +275,8 @@ def test_without_the_extra(monkeypatch):
 def test_azure_without_an_account(monkeypatch):
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert failure(lambda: open_folder("az://container/set")).location == "az://container/set"
+    error = failure(lambda: open_folder("az://container/set"))
+    assert error.name == "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
 
 
 def test_obstore_is_imported_only_for_an_object_store(tmp_path):
