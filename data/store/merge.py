@@ -63,6 +63,12 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
 
     with FolderLock(shard_folder(out)):
         joined, moves = _join(out, sources)
+        if not joined.teachers:
+            raise StoreError(
+                f"{sources[0]} has the texts of a store in parts, without rows of a teacher; name "
+                "its parts, too (NAME.part-A-B-DIGEST.h5)",
+                path=sources[0],
+            )
         gaps = joined.gaps()
         if gaps:
             raise StoreError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from cusa.data.errors import CusaError, DataError, SettingError
 from cusa.data.objects.folder import location_text
+from cusa.data.readers.extras import import_extra
 from cusa.data.record import Record
 from cusa.data.record_columns import Records
 from cusa.data.tars.pairs import (
@@ -92,7 +93,7 @@ def read_pairs_of_unit(
     Raises:
         TarError: If the file cannot be read, or is damaged and may not be.
         DataError: If no column, or more than one, could be the images.
-        SettingError: If the caption rule is not legal, or the file has no such column.
+        SettingError: If the caption rule is not legal, or the file has no such column of texts.
     """
     if is_parquet(caption_rule):
         return _read_pairs_of_parquet(path, caption_rule, may_be_damaged)
@@ -108,13 +109,7 @@ def _read_pairs_of_parquet(
     file = open_parquet(path)
     caption_column = caption_rule.removeprefix(PARQUET_CAPTIONS)
     names = file.schema_arrow.names
-    if caption_column not in names:
-        raise SettingError(
-            f"{path} has no column {caption_column!r}; pass --caption {PARQUET_CAPTIONS}COLUMN, "
-            f"one of: {', '.join(names)}",
-            path=path,
-            name="caption",
-        )
+    _require_texts(file, path, caption_column)
     samples = _Samples(path, image_column(file, path), caption_column, key_column(names))
     samples.read(file)
     if samples.damage is not None and not may_be_damaged:
@@ -134,6 +129,34 @@ def _read_pairs_of_parquet(
     )
     pairs.require_unchanged(state_of_file(path))
     return pairs
+
+
+def _require_texts(
+    file: ParquetFile,
+    path: Path,
+    caption_column: str,
+) -> None:
+    """Refuse a file without a column of that name, or with one that cannot hold texts.
+
+    Raises:
+        SettingError: If it is refused.
+    """
+    names = file.schema_arrow.names
+    if caption_column not in names:
+        raise SettingError(
+            f"{path} has no column {caption_column!r}; pass --caption {PARQUET_CAPTIONS}COLUMN, "
+            f"one of: {', '.join(names)}",
+            path=path,
+            name="caption",
+        )
+    column_type = file.schema_arrow.field(caption_column).type
+    if import_extra("pyarrow.types", path).is_primitive(column_type):
+        raise SettingError(
+            f"{path}: column {caption_column!r} holds {column_type}, not texts or lists of texts; "
+            f"pass --caption {PARQUET_CAPTIONS}COLUMN with another column",
+            path=path,
+            name="caption",
+        )
 
 
 @dataclass

@@ -53,6 +53,14 @@ def test_a_part_reads_as_the_whole(index, part):
     assert index.read_bytes() == expected
 
 
+def test_texts_alone_are_no_store(part, tmp_path):
+    texts = _texts(part)
+    with pytest.raises(StoreError) as error:
+        merge(tmp_path / "joined.h5", [texts])
+    assert fault_of(error.value) == Fault(StoreError, path=texts)
+    assert not (tmp_path / "joined.h5").exists()
+
+
 def test_the_texts_are_written_once(index, part):
     texts = _texts(part)
     written = texts.stat()

@@ -170,6 +170,10 @@ def test_columns_that_are_not_there_are_named(tmp_path):
     with pytest.raises(SettingError) as caught:
         read_pairs_of_unit(path, "parquet:words", True)
     assert (caught.value.name, caught.value.path) == ("caption", path)
+    write_parquet(path, [{"image": b"a", "caption": 5}])
+    with pytest.raises(SettingError) as caught:
+        read_pairs_of_unit(path, RULE, True)
+    assert (caught.value.name, caught.value.path) == ("caption", path)
     paths_alone = [{"image": "a.jpg", "caption": "a"}]
     several = [{"left": b"a", "right": b"b", "caption": "a"}]
     for rows in (paths_alone, several):
