@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
+from cusa.data.errors import ObjectError
+from cusa.data.objects.folder import is_remote
 from cusa.data.parsing import refuse_lone_surrogates
 from cusa.train.settings import WholeNumber
 
@@ -31,6 +33,18 @@ def _as_name(value: Any) -> str:
 
 def _as_path(value: Any) -> Path:
     return Path(_as_name(value))
+
+
+def _as_local_path(value: Any) -> Path:
+    """Return a path of this machine; as one, a URL would make folders of its own name."""
+    path = _as_path(value)
+    try:
+        is_url = is_remote(path)
+    except ObjectError:
+        is_url = True
+    if is_url:
+        raise ValueError("a URL")
+    return path
 
 
 def as_names(value: Any) -> tuple[str, ...]:
@@ -73,6 +87,11 @@ Name = Annotated[
 ]
 FilePath = Annotated[
     str | os.PathLike[str], PlainValidator(_as_path), WithJsonSchema({"legal": "a path"})
+]
+LocalPath = Annotated[
+    str | os.PathLike[str],
+    PlainValidator(_as_local_path),
+    WithJsonSchema({"legal": "a path of this machine"}),
 ]
 Names = Annotated[
     str | os.PathLike[str] | Sequence[str | os.PathLike[str]],

@@ -11,6 +11,7 @@ from cusa.stages.kinds import (
     Count,
     Device,
     FilePath,
+    LocalPath,
     Name,
     Names,
     Paths,
@@ -80,7 +81,7 @@ class TrainOptions(TypedDict, total=False):
     image_root: Name | None
     loss: Literal["contrastive", "csa", "usa", "cusa"] | None
     preset: str | None
-    config: FilePath | None
+    config: LocalPath | None
     settings: SettingValues | None
     lr: Number | None
     weight_decay: Number | None
@@ -100,7 +101,7 @@ class TrainOptions(TypedDict, total=False):
     checkpoint_steps: WholeNumber | None
     checkpoint_minutes: Number | None
     report_to: Names | None
-    run_dir: FilePath | None
+    run_dir: LocalPath | None
     resume: Flag | None
     report: Flag | None
 
@@ -121,7 +122,7 @@ class TeacherOptions(TypedDict, total=False):
 
     teacher: Names | None
     out: FilePath | None
-    data_root: FilePath | None
+    data_root: LocalPath | None
     device: Device | None
     precision: Literal["auto", "fp32", "fp16", "bf16"] | None
     batch_size: Positive | None
@@ -175,7 +176,7 @@ class PrecomputeOptions(TeacherOptions, ColumnOptions, total=False):
     shard_rows: Positive | None
     shard_range: ShardRange | None
     check_pictures: Flag | None
-    reuse: FilePath | None
+    reuse: LocalPath | None
 
 
 @_only_known
@@ -259,17 +260,17 @@ class EvaluateOptions(ColumnOptions, total=False):
     """
 
     suite: Suite | None
-    image_embeddings: FilePath | None
-    image_ids: FilePath | None
-    text_embeddings: FilePath | None
-    text_ids: FilePath | None
-    scores: FilePath | None
+    image_embeddings: LocalPath | None
+    image_ids: LocalPath | None
+    text_embeddings: LocalPath | None
+    text_ids: LocalPath | None
+    scores: LocalPath | None
     name: str | None
     split: str | None
     dataset: Any
     embeddings: FilePath | None
     image_root: FilePath | None
-    data_root: FilePath | None
+    data_root: LocalPath | None
     data: Names | None
     ties: Literal["pessimistic", "mean", "optimistic"] | None
     bootstrap: Count | None
@@ -279,10 +280,10 @@ class EvaluateOptions(ColumnOptions, total=False):
     device: Device | None
     batch_size: Positive | None
     workers: Count | None
-    pmrp: FilePath | None
+    pmrp: LocalPath | None
     judgements: Paths | None
     gallery: Count | None
-    out: FilePath | None
+    out: LocalPath | None
     latex: Flag | None
 
 

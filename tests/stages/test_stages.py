@@ -204,6 +204,7 @@ def test_every_kind_of_data_is_taken(tmp_path, monkeypatch, teachers):
         ({"lmit": 3}, SettingError, "lmit"),
         ({"out": 5}, SettingError, "out"),
         ({"out": "a\0b"}, SettingError, "out"),
+        ({"data_root": "s3://bucket/data"}, SettingError, "data_root"),
         ({"teacher": 7}, SettingError, "teacher"),
         ({"teacher": "nope"}, TeacherError, "nope"),
         ({"dtype": "int8"}, SettingError, "dtype"),
@@ -216,7 +217,8 @@ def test_every_kind_of_data_is_taken(tmp_path, monkeypatch, teachers):
 )
 def test_wrong_options_of_precompute(tmp_path, options, kind, name):
     with pytest.raises(kind) as caught:
-        cusa.precompute([{"image": "a.jpg", "caption": "a"}], data_root=tmp_path, **options)
+        rows = [{"image": "a.jpg", "caption": "a"}]
+        cusa.precompute(rows, **{"data_root": tmp_path} | options)
     assert caught.value.name == name
     assert not list(tmp_path.iterdir())
 
@@ -248,6 +250,8 @@ def test_all_faults_of_the_data_are_told(tmp_path, teachers):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
+        ({"run_dir": "hf://datasets/owner/runs"}, "run_dir"),
+        ({"run_dir": "http://host/run"}, "run_dir"),
         ({"epochs": 0}, "train.epochs"),
         ({"epochs": 2.5}, "epochs"),
         ({"epoch": 1}, "epoch"),
@@ -300,6 +304,7 @@ def test_settings_by_any_name(index, tmp_path):
         ("minilm", {"data": "folder"}, SettingError),
         ("minilm", {"data": ["a", "b"], "suite": "sts"}, SettingError),
         ("minilm", {"image_ids": "ids.txt"}, SettingError),
+        ("minilm", {"out": "s3://bucket/eval"}, SettingError),
         ("minilm", {"dataset": []}, DataError),
         ("minilm", {}, DataError),
         ((), {}, RunError),
