@@ -194,7 +194,7 @@ def main(
     quiet_libraries()
     device = pick_device(device)
     dataset = load_dataset([annotations], image_root)
-    dataset = replace(dataset, splits={"train": dataset.splits["train"] * repeat})
+    dataset = replace(dataset, splits={"train": [*dataset.splits["train"]] * repeat})
     encoders = cpu_count() if device == "cpu" else 2
     precision = "fp32" if device == "cpu" else "fp16"
     options = PipelineOptions(device, precision, min(cpu_count(), 16), encoders, skip_errors=False)

@@ -54,7 +54,7 @@ def test_impossible_teachers(tmp_path):
     for name in ("..", ".", "a b", "a/b"):
         with pytest.raises(SettingError) as illegal:
             parse_teacher(f"{name}={tmp_path}")
-        assert illegal.value.name == name
+        assert illegal.value.name == "name"
     with pytest.raises(TeacherError) as no_model:
         parse_teacher(f"x={tmp_path}")
     assert no_model.value.path == tmp_path
