@@ -295,6 +295,14 @@ def test_another_caption_rule_is_refused(server, teachers):
     assert error.path == Path(SET)
 
 
+def _run_in(environment, *command):
+    """Run a command with all variables of another process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    run_ok(*command)
+
+
 # The name is short: a forkserver's socket is in the test's folder, and its path has 108 characters
 # at most.
 def test_kills(server, expected, tmp_path, teachers, monkeypatch):
@@ -312,7 +320,8 @@ def test_kills(server, expected, tmp_path, teachers, monkeypatch):
                 os.kill(process.pid, signal.SIGKILL)
 
     server.on_request = kill
-    process = forkserver.Process(target=run_ok, args=command)
+    # The forkserver may have been started by another test, with its environment.
+    process = forkserver.Process(target=_run_in, args=(dict(os.environ), *command))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
