@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import queue
 import socket
 import threading
@@ -88,7 +87,7 @@ class RayCluster:
         def receive() -> None:
             try:
                 for row in rows.iter_rows():
-                    received.put(pickle.loads(row[RESULT]))
+                    received.put(row[RESULT])
                     if is_stopping.is_set():
                         return
                 received.put(None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -95,10 +94,10 @@ class TarActor:
     def __call__(
         self,
         batch: Mapping[str, Any],
-    ) -> dict[str, list[bytes]]:
-        """Make the tar of a batch of one row, and return a pickled :class:`TarResult`."""
+    ) -> dict[str, list[TarResult]]:
+        """Make the tar of a batch of one row, and return the result in one, as Ray Data wants."""
         result = self.make(Path(str(batch[TAR][0])))
-        return {RESULT: [pickle.dumps(result)]}
+        return {RESULT: [result]}
 
     def make(
         self,

@@ -61,7 +61,7 @@ class StandIn:
                         row = actors[number % 2]({tar_actor.TAR: [str(tar)]})
                     except Lost:
                         actors[number % 2] = self._new_actor(task)
-            yield pickle.loads(row[tar_actor.RESULT][0])
+            yield pickle.loads(pickle.dumps(row[tar_actor.RESULT][0]))
 
 
 @pytest.fixture
