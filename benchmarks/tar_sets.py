@@ -33,7 +33,6 @@ import torch
 from no_work import NoWork, Silent
 from PIL import Image
 
-from cusa.data.objects.folder import is_remote
 from cusa.data.tars.manifest import COUNTS, MANIFEST, Manifest, TarRows, write_manifest
 from cusa.data.tars.paths import common_folder
 from cusa.precompute.pipeline import PipelineOptions
@@ -76,8 +75,9 @@ def make_rows(tars: Sequence[Path], location: Path) -> None:
     pipeline = PipelineOptions("cpu", "fp32", workers=0, encoders=1, skip_errors=False)
     requests: Any = [NoWork("eyes", "image"), NoWork("words", "text")]
     policy = TarPolicy("txt", "fail", is_share=False, image_root=common_folder(tars))
-    has_copies = any(map(is_remote, [location, *tars]))
-    with open_workplace(location, has_copies) as workplace:
+    with open_workplace(location) as workplace:
+        # As the command does, to know with which settings a set was made.
+        workplace.fetch_samples()
         out = workplace.folder / "set.h5"
         options = RunOptions(out, pipeline, None, None, None, "float16", "albef")
         run = TarRun(tars, requests, options, policy, workplace, connect(), Silent(), lambda: None)

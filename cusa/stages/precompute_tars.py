@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from cusa.data.errors import DataError, SettingError
-from cusa.data.objects.folder import is_remote, location_text, require_writable
+from cusa.data.objects.folder import location_text, require_writable
 from cusa.data.tars.paths import expand_tars, tars_in_range
 from cusa.stages.arguments import checked, with_options
 from cusa.stages.kinds import as_names
@@ -174,9 +174,8 @@ def _prepared(
         engine = ray_engine
         location = same_everywhere(folder)
         chosen_tars = list(map(same_everywhere, chosen_tars))
-    has_copies = any(map(is_remote, [location, *chosen_tars]))
     with (
-        open_workplace(location, has_copies) as workplace,
+        open_workplace(location) as workplace,
         recorded(progress, processes.leads) as record,
     ):
         record.unit = "tars"

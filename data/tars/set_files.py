@@ -50,6 +50,10 @@ class SetFiles:
         names = (entry.name for entry in self.remote.list())
         return frozenset(filter(_FILE.fullmatch, names))
 
+    def list_again(self) -> None:
+        """Forget what was listed."""
+        self.__dict__.pop("listing", None)
+
     def tars(self) -> list[str]:
         """Return the names of the tars whose pairs are there, sorted.
 

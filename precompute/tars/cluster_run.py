@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cusa.data.errors import StoreError
-from cusa.data.objects.folder import is_remote, location_text
+from cusa.data.objects.folder import location_text
 from cusa.data.tars.pairs import name_of_tar
 from cusa.precompute.tars.run import TarRun
 from cusa.precompute.tars.tar_actor import ActorTask, TarResult
@@ -83,8 +83,7 @@ class ClusterRun(TarRun):
 
     def _actor_task(self) -> ActorTask:
         location = self._workplace.location
-        has_copies = any(map(is_remote, [location, *self._tars]))
-        return ActorTask(self._requests, self._options, self._policy, location, has_copies)
+        return ActorTask(self._requests, self._options, self._policy, location)
 
     def _note_once(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 from cusa.data.errors import CusaError, WorkerError
 from cusa.data.objects.folder import location_text
 from cusa.data.tars.manifest import MANIFEST
-from cusa.data.tars.pairs import TarPairs, name_of_tar
+from cusa.data.tars.pairs import name_of_tar
 from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.run_record import RunRecord
@@ -37,14 +37,12 @@ class ActorTask:
         options: The run's settings.
         policy: What is done with the tars.
         location: Path or URL of the folder of the set; a path is absolute.
-        has_copies: Whether set or tars are in an object store, so that actors copy files.
     """
 
     requests: Sequence[TeacherRequest]
     options: RunOptions
     policy: TarPolicy
     location: Path
-    has_copies: bool
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class TarActor:
         # Copies of an object store's files are dropped when the actor is.
         self._closing = ExitStack()
         weakref.finalize(self, self._closing.close)
-        opening = open_workplace(task.location, task.has_copies)
+        opening = open_workplace(task.location)
         self._workplace = self._closing.enter_context(opening)
         self._maker: TarMaker | None = None
 
@@ -107,9 +105,12 @@ class TarActor:
         self._record.notes.clear()
         # As an exception, Ray would wrap an error in its own.
         try:
-            self._require_few_attempts(tar)
-            maker = self._load_maker()
-            tar_pairs = self._make_with(maker, tar)
+            with self._workplace.errors_named():
+                self._require_few_attempts(tar)
+                maker = self._load_maker()
+                tar_pairs = maker.read(tar)
+                if tar_pairs is not None:
+                    maker.make([tar_pairs])
         except (CusaError, OSError) as error:
             return TarResult(tar, notes=tuple(self._record.notes), error=error)
         n_images = len(tar_pairs.records) if tar_pairs else 0
@@ -146,15 +147,3 @@ class TarActor:
                 lambda: None,
             )
         return self._maker
-
-    def _make_with(
-        self,
-        maker: TarMaker,
-        tar: Path,
-    ) -> TarPairs | None:
-        """Make a tar, and return its pairs; ``None`` if it is damaged and left out."""
-        with self._workplace.errors_named():
-            tar_pairs = maker.read(tar)
-            if tar_pairs is not None:
-                maker.make([tar_pairs])
-            return tar_pairs

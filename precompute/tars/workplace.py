@@ -61,7 +61,7 @@ class Workplace:
 
     def list_again(self) -> None:
         """Forget what was listed, as other runs may have gone on."""
-        self._files = SetFiles(self.location)
+        self._files.list_again()
 
     def has_rows(
         self,
@@ -142,8 +142,9 @@ class Workplace:
         """Drop the copies of a tar and of its files."""
         for suffix in UNIT_SUFFIXES:
             local_tar = self._tars / f"{tar_name}{suffix}"
-            local_tar.unlink(missing_ok=True)
-            self._urls.pop(local_tar, None)
+            # Only copies: whatever else has that path is the user's.
+            if self._urls.pop(local_tar, None) is not None:
+                local_tar.unlink(missing_ok=True)
         if self._files.remote is not None:
             for name in _files_of_tar(tar_name, teacher_names):
                 (self.folder / name).unlink(missing_ok=True)
@@ -206,19 +207,12 @@ class Workplace:
 
 
 @contextmanager
-def open_workplace(
-    location: Path,
-    has_copies: bool,
-) -> Iterator[Workplace]:
+def open_workplace(location: Path) -> Iterator[Workplace]:
     """Open the workplace of a set; copies are dropped at the end.
 
     Args:
         location: Path or URL of the folder of the set.
-        has_copies: Whether the set or tars are in an object store.
     """
-    if not has_copies:
-        yield Workplace(location, location)
-        return
     with scratch_folder() as scratch:
         workplace = Workplace(location, scratch)
         with workplace.errors_named():

@@ -24,3 +24,12 @@ def write_parquet(path: Path, rows, row_group_size=2, schema=None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=row_group_size)
     return path
+
+
+def write_parquet_units(folder: Path, n_files: int, n_pairs: int) -> list[Path]:
+    """Write Parquet files of pairs that are numbered through, as write_tars writes tars."""
+    paths = []
+    for number in range(n_files):
+        rows = rows_of(range(number * n_pairs, (number + 1) * n_pairs))
+        paths.append(write_parquet(folder / f"{number:05d}.parquet", rows))
+    return paths

@@ -117,7 +117,7 @@ def test_a_picture_of_a_parquet_file_is_named_by_its_url(server, tmp_path):
     file = write_parquet(tmp_path / "00000.parquet", rows_of(range(N_PAIRS)))
     server.objects["pq/00000.parquet"] = file.read_bytes()
     url = f"s3://{BUCKET}/pq/00000.parquet"
-    with pytest.raises(TarError) as caught, open_workplace(Path(SET), True) as workplace:
+    with pytest.raises(TarError) as caught, open_workplace(Path(SET)) as workplace:
         pairs = read_pairs_of_unit(workplace.fetch(Path(url), ()), "parquet:caption", False)
         raise TarError("a broken picture", path=images_of([pairs]).path("00000", 1))
     assert caught.value.path == Path(f"{url}/1")

@@ -23,8 +23,9 @@ from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
 from cusa.precompute.tars.maker import TarPolicy
 from cusa.precompute.tars.run import TarRun
-from cusa.precompute.tars.workplace import Workplace
+from cusa.precompute.tars.workplace import open_workplace
 from cusa.precompute.teachers import parse_teacher
+from tests.data.tars.parquet_files import write_parquet_units
 from tests.data.tars.tar_files import jpeg, pair, write_tar, write_tars
 from tests.helpers import run, run_failure, run_ok
 
@@ -75,9 +76,9 @@ def make(models):
         options = RunOptions(folder / MANIFEST, pipeline, 2, None, None, "float16", "albef")
         policy = TarPolicy(caption, on_tar, is_share=False, image_root=common_folder(tars))
         notes = notes or Notes()
-        workplace = Workplace(folder, folder)
-        run = TarRun(tars, requests, options, policy, workplace, connect(), notes, lambda: None)
-        return run.go()
+        with open_workplace(folder) as workplace:
+            run = TarRun(tars, requests, options, policy, workplace, connect(), notes, lambda: None)
+            return run.go()
 
     make_rows.requests = requests
     return make_rows
@@ -86,6 +87,19 @@ def make(models):
 def _contents(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("write", [write_tars, write_parquet_units])
+def test_tars_in_a_folder_of_the_set_stay(tmp_path, write, teachers):
+    """Copies of an object store's tars have a folder of the same name, which is emptied."""
+    units = write(tmp_path / "tars", N_TARS, N_PAIRS)
+    units[1].write_bytes(units[1].read_bytes()[:1000])
+    before = _contents(tmp_path / "tars")
+    pattern = tmp_path / "tars" / f"*{units[0].suffix}"
+    command = ["--dataset", pattern, "--out", tmp_path, "--on-tar", "skip", *teachers]
+    run_ok("precompute", *command)
+    assert len(TarSet(tmp_path)) == N_TARS - 1
+    assert _contents(tmp_path / "tars") == before
 
 
 def test_rows_are_those_of_a_store_of_the_same_files(tmp_path, tars, make, teachers):
