@@ -72,7 +72,7 @@ class RunsWriter:
         self._block = _Block()
         self._last_image = ("", "", "")
         self._n_runs = 0
-        self._n_without_caption = 0
+        self._lack_captions = False
         self._has_ids: set[bool] = set()
 
     def append(self, position: int, row: AnnotationRow) -> None:
@@ -95,7 +95,7 @@ class RunsWriter:
         block.caption_ids += row.caption_ids or [""] * n_captions
         block.caption_runs += [self._n_runs - 1] * n_captions
         block.positions += [position] * n_captions
-        self._n_without_caption += not n_captions
+        self._lack_captions |= not n_captions
         self._has_ids.add(bool(row.caption_ids))
 
     def finish(self) -> ImageRuns:
@@ -108,7 +108,7 @@ class RunsWriter:
             positions=self._positions.finish(),
             have_caption_ids=True in self._has_ids,
             lack_caption_ids=False in self._has_ids,
-            lack_captions=self._n_without_caption > 0,
+            lack_captions=self._lack_captions,
         )
 
     def _flush(self) -> None:

@@ -61,9 +61,9 @@ def resolve(
 
     student = _with_names(student, "encoder", encoders)
     if student.init is not None:
-        student = replace(student, init=_absolute(student.init))
+        student = replace(student, init=absolute_location(student.init))
     if Path(student.name).is_dir():
-        student = replace(student, name=_absolute(student.name))
+        student = replace(student, name=absolute_location(student.name))
     data = _with_names(data, "teacher", teachers)
     data = replace(_with_absolute_paths(data), val_split=val_split)
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
@@ -102,9 +102,9 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
     return replace(
         data,
         embeddings=absolute_location(data.embeddings),
-        val_embeddings=data.val_embeddings and _absolute(data.val_embeddings),
+        val_embeddings=data.val_embeddings and absolute_location(data.val_embeddings),
         image_root=data.image_root and absolute_location(data.image_root),
-        val_image_root=data.val_image_root and _absolute(data.val_image_root),
+        val_image_root=data.val_image_root and absolute_location(data.val_image_root),
         cache=data.cache and absolute_location(data.cache),
     )
 
@@ -131,10 +131,6 @@ def _stored_teachers(
         settings = store.teachers[name]
         chosen[modality] = StoredTeacher(name, source, settings)
     return chosen
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).absolute())
 
 
 class MadeStudent(NamedTuple):

@@ -28,10 +28,10 @@ class DataConfig:
     """Where pairs and teacher rows come from.
 
     Attributes:
-        embeddings: Path of the embedding store.
+        embeddings: Path of the embedding store, or path or URL of a set of tars.
         val_embeddings: Path of another store, whose ``val_split`` is validated on, and which
             ``cusa-eval`` measures the run on; ``None``: the same store.
-        image_root: Folder of the images, if not the store's own.
+        image_root: Folder of the images if not the store's own; of a set's tars, also a URL.
         val_image_root: Folder of the images of ``val_embeddings``, if not that store's own.
         image_teacher: Teacher of the images' soft labels; ``None``: the store's only one.
         text_teacher: Teacher of the captions' soft labels; ``None``: the store's only one.

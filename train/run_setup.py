@@ -11,7 +11,6 @@ import torch
 
 from cusa.data.errors import RunError
 from cusa.data.store.reader import EmbeddingStore
-from cusa.data.tars.tar_set import TarSet
 from cusa.train.assemble import MadeStudent, make_student, resolve
 from cusa.train.config import Config
 from cusa.train.length import RunLength, refuse_endless_warmup
@@ -41,7 +40,7 @@ class RunSetup:
         run_dir: Its directory.
         processes: This process and those that train with it.
         workers: Processes that read batches, for each training process.
-        store: The embedding store.
+        store: The store, or the set of tars.
         config: The settings, with the names of teachers and encoders filled in.
         provenance: What the run is trained on.
         resumed: The run that is resumed; ``None`` for a new run.
@@ -132,7 +131,7 @@ def set_up_run(
     )
 
 
-def _open_training_store(config: Config) -> EmbeddingStore | TarSet:
+def _open_training_store(config: Config) -> Store:
     store = open_store(config.data.embeddings, config.data.image_root)
     if isinstance(store, EmbeddingStore):
         store.verify_index()

@@ -16,6 +16,7 @@ from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.row_window import row_vector
+from cusa.data.store.teacher_choice import optional_teacher
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,9 @@ def _rows_of_teacher(
     name: str | None,
 ) -> Embeddings | None:
     """Return the rows of a modality's teacher; ``None`` if none is named and the store has none."""
-    modalities = {settings.modality for settings in store.teachers.values()}
-    if name is None and modality not in modalities:
+    teacher = optional_teacher(str(store.path), store.teachers, modality, name)
+    if teacher is None:
         return None
-    teacher = store.pick_teacher(modality, name, f"{modality}_teacher")
     rows = store.embeddings(teacher, split)
     # Refuse missing shards now rather than in the middle of an epoch.
     rows.require_shards()

@@ -84,8 +84,8 @@ class TrainingData:
 
 
 def open_training_data(
-    store: EmbeddingStore | TarSet,
-    val_store: EmbeddingStore | TarSet,
+    store: Store,
+    val_store: Store,
     config: Config,
     provenance: Provenance,
     processors: Processors | None,

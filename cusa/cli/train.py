@@ -127,7 +127,7 @@ from cusa.train.preset_files import presets
 @click.argument("axes", nargs=-1, metavar="")
 @click.version_option(package_name="cusa")
 def main(sweep: str | None, axes: tuple[str, ...], **options: Any) -> None:
-    """Train a student with the CUSA losses; the teachers' rows are read from a store.
+    """Train a student with the CUSA losses; the teachers' rows come from a store or a set of tars.
 
     Settings come from the preset, then --config, then --set, then the other options. With several
     GPUs: torchrun --nproc-per-node N -m cusa.train ... (the same options).

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from cusa.data.errors import DataError, SettingError
-from cusa.data.objects.folder import location_text, require_writable
+from cusa.data.objects.folder import absolute_location, location_text, require_writable
 from cusa.data.tars.paths import expand_tars, tars_in_range
 from cusa.stages.arguments import checked, with_options
 from cusa.stages.kinds import as_names
@@ -21,7 +21,6 @@ from cusa.stages.tar_engines import (
     TarRunInputs,
     local_engine,
     ray_engine,
-    same_everywhere,
     uses_ray_engine,
 )
 from cusa.stages.teacher_run import (
@@ -172,8 +171,9 @@ def _prepared(
     location = folder
     if uses_ray and not plans:
         engine = ray_engine
-        location = same_everywhere(folder)
-        chosen_tars = list(map(same_everywhere, chosen_tars))
+        location = Path(absolute_location(folder))
+        # Other nodes have other folders to work in.
+        chosen_tars = [Path(absolute_location(tar)) for tar in chosen_tars]
     with (
         open_workplace(location) as workplace,
         recorded(progress, processes.leads) as record,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cusa.data.errors import SettingError
-from cusa.data.objects.folder import is_remote
 from cusa.data.tars.manifest import MANIFEST
 from cusa.stages.signals import stop_signals
 from cusa.stages.teacher_run import MAX_DECODERS, Hardware, own_hardware, teacher_run_options
@@ -141,11 +140,6 @@ def uses_ray_engine(
             name="engine",
         )
     return uses_ray
-
-
-def same_everywhere(location: Path) -> Path:
-    """Return a location that is the same in every folder and on every node."""
-    return location if is_remote(location) else location.absolute()
 
 
 def _with_absolute_source(request: TeacherRequest) -> TeacherRequest:

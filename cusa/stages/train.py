@@ -66,14 +66,15 @@ def train(
     progress: bool = False,
     **options: Unpack[TrainOptions],
 ) -> TrainedRun:
-    """Train a student with the CUSA losses; the teachers' rows are read from a store.
+    """Train a student with the CUSA losses; the teachers' rows come from a store or a set of tars.
 
     Ctrl-C writes a checkpoint and raises ``KeyboardInterrupt``; ``run_dir`` with ``resume=True``
     goes on.
 
     Args:
-        embeddings: The embedding store, from :func:`cusa.precompute` or as a path; with ``resume``,
-            by default the run's own.
+        embeddings: The embedding store, from :func:`cusa.precompute`, or the set of tars, from
+            :func:`cusa.precompute_tars`; or its path or URL. With ``resume``, by default the run's
+            own.
         progress: Whether to show set-up, progress and outcome, as ``cusa-train`` does. Without it,
             problems that training survives are issued as warnings.
         **options: The other flags of ``cusa-train``.

@@ -40,9 +40,9 @@ VERIFIED_BYTES = 256 << 20
 class EmbeddingStore:
     """An embedding store, opened for reading.
 
-    Opening verifies an index of up to 256 MiB and reads a few attributes; rows are mapped on first
-    use. A store can be pickled, for other processes. ``store["unicom", "train"]`` returns the rows
-    of a teacher for a split.
+    Opening verifies an index of up to 256 MiB, and of a part the file of its texts, and reads a few
+    attributes; rows are mapped on first use. A store can be pickled, for other processes.
+    ``store["unicom", "train"]`` returns the rows of a teacher for a split.
 
     Args:
         path: The ``.h5`` index.

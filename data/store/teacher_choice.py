@@ -9,6 +9,29 @@ from cusa.data.errors import StoreError
 from cusa.data.store.schema import TeacherSettings
 
 
+def optional_teacher(
+    location: str,
+    teachers: Mapping[str, TeacherSettings],
+    modality: str,
+    name: str | None,
+) -> str | None:
+    """Return the name of a modality's teacher; ``None`` if none is named and there is none.
+
+    Args:
+        location: Path or URL of the store, for error messages.
+        teachers: Its teachers' settings by name.
+        modality: ``"image"`` or ``"text"``.
+        name: The teacher's name; ``None``: the only one.
+
+    Raises:
+        StoreError: If there is no such teacher, or several and no name.
+    """
+    modalities = {settings.modality for settings in teachers.values()}
+    if name is None and modality not in modalities:
+        return None
+    return pick_teacher(location, teachers, modality, name, f"{modality}_teacher")
+
+
 def pick_teacher(
     location: str,
     teachers: Mapping[str, TeacherSettings],

@@ -47,12 +47,12 @@ def build_manifest(
     entries = list(read_each(folder, reader, names, processes))
 
     caption_rules = [entry.caption_rule for entry in entries]
-    _require_equal("captions", caption_rules, names, folder)
+    _require_equal("captions", caption_rules, names, files)
     teachers: dict[str, TarRows] = {}
     for teacher_name in teacher_names:
         shards = [entry.teachers[teacher_name] for entry in entries]
         shard_settings = [shard.settings.to_json() for shard in shards]
-        _require_equal(f"rows of teacher {teacher_name!r}", shard_settings, names, folder)
+        _require_equal(f"rows of teacher {teacher_name!r}", shard_settings, names, files)
         teachers[teacher_name] = _joined_shards(shards, origin.sources.get(teacher_name))
     counts: dict[str, np.ndarray] = {}
     for column_name in COUNTS:
@@ -208,15 +208,15 @@ def _require_equal(
     subject: str,
     values: Sequence[str],
     names: Sequence[str],
-    folder: Path,
+    files: SetFiles,
 ) -> None:
     """Refuse a set whose tars were made with different settings."""
     for name, value in zip(names, values, strict=True):
         if value != values[0]:
             raise StoreError(
-                f"{folder}: the {subject} of {name} were made with other settings than those of "
+                f"{files}: the {subject} of {name} were made with other settings than those of "
                 f"{names[0]}; move the files of one of them away and run cusa-precompute again",
-                path=folder,
+                path=files.path,
                 name=name,
             )
 

@@ -44,7 +44,7 @@ class TarPairs:
         path: The tar.
         state: Its length in bytes and time of modification, as :func:`state_of_file` returns them.
         sha256: sha256 (hex) of all of its bytes.
-        caption_rule: Where captions are, as in :func:`caption_reader`.
+        caption_rule: Where captions are, as in :class:`cusa.data.tars.pair_files.PairFile`.
         is_complete: Whether the tar is whole, so that no sample is missing.
         records: A record for each image, in the tar's order.
         image_offsets: int64 ``[n_images]``, the byte of the tar at which each image begins.

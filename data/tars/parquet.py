@@ -87,7 +87,7 @@ def read_pairs_of_unit(
 
     Args:
         path: The file.
-        caption_rule: Where captions are, as in :func:`cusa.data.tars.pairs.caption_reader`.
+        caption_rule: Where captions are, as in :class:`cusa.data.tars.pair_files.PairFile`.
         may_be_damaged: Whether the whole samples of a damaged file are returned.
 
     Raises:

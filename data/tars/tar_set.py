@@ -139,13 +139,13 @@ class TarSet(NamedFiles):
                 one.
         """
         location = self.rows_location(teacher, tar)
-        path = self.rows_path(teacher, tar)
         shard_file = f"{file_name(teacher)}/{tar}.h5"
         with self.files.on_disk([shard_file]) as folder:
-            content = self._read_sealed(folder / shard_file, self.rows_seal(teacher, tar))
-        stop = location.offset + location.n_bytes
-        if not 0 <= location.offset <= stop <= len(content):
-            refuse(path, "rows", "they are not where the manifest says")
+            path = folder / shard_file
+            content = self._read_sealed(path, self.rows_seal(teacher, tar))
+            stop = location.offset + location.n_bytes
+            if not 0 <= location.offset <= stop <= len(content):
+                refuse(path, "rows", "they are not where the manifest says")
         values = np.frombuffer(content[location.offset : stop], location.dtype)
         return values.reshape(location.shape)
 
@@ -182,37 +182,8 @@ class TarSet(NamedFiles):
         name: str | None,
         flag: str,
     ) -> str:
-        """Return the name of a modality's teacher: the one requested, or the only one.
-
-        Args:
-            modality: ``"image"`` or ``"text"``.
-            name: The teacher's name; ``None``: the only one.
-            flag: The command-line option for its name, for error messages.
-
-        Raises:
-            StoreError: If there is no such teacher, or several and no name.
-        """
+        """Return the name of a modality's teacher, as :meth:`EmbeddingStore.pick_teacher` does."""
         return pick_teacher(str(self.files), self.teachers, modality, name, flag)
-
-    def choose_teacher(
-        self,
-        modality: str,
-        teacher: str | None,
-    ) -> str | None:
-        """Return the name of the teacher of a modality, ``None`` if there is none.
-
-        Args:
-            modality: ``"image"`` or ``"text"``.
-            teacher: The teacher's name; ``None``: the only one.
-
-        Raises:
-            StoreError: If the set has no such teacher of the modality, or several and none is
-                named.
-        """
-        modalities = {settings.modality for settings in self.teachers.values()}
-        if teacher is None and modality not in modalities:
-            return None
-        return self.pick_teacher(modality, teacher, f"{modality}_teacher")
 
     def _read_sealed(
         self,

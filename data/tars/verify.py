@@ -9,11 +9,11 @@ from pathlib import Path
 from cusa.data.errors import StoreError
 from cusa.data.objects.folder import is_remote
 from cusa.data.store.checksum import SHARD_FORMAT, VersionError
-from cusa.data.store.schema import file_name
 from cusa.data.store.verify import Damage, file_problem
 from cusa.data.tars.each_file import SetReader, read_each
-from cusa.data.tars.manifest import MANIFEST, Manifest, read_manifest
-from cusa.data.tars.pair_files import PAIRS_FORMAT, pairs_path
+from cusa.data.tars.manifest import MANIFEST
+from cusa.data.tars.named_files import NamedFiles
+from cusa.data.tars.pair_files import PAIRS_FORMAT
 from cusa.data.tars.set_files import PAIRS_FOLDER, SetFiles
 
 
@@ -53,7 +53,7 @@ def verify_set(
     files = SetFiles(folder)
     folder = files.path
     try:
-        sealed_files = list(_named_files(folder, read_manifest(folder)))
+        sealed_files = list(_named_files(NamedFiles(folder)))
     except VersionError:
         raise
     except StoreError as error:
@@ -77,18 +77,13 @@ def _listed_files(files: SetFiles) -> Iterator[_SealedFile]:
             yield _SealedFile(files.path / name, SHARD_FORMAT)
 
 
-def _named_files(
-    folder: Path,
-    manifest: Manifest,
-) -> Iterator[_SealedFile]:
+def _named_files(files: NamedFiles) -> Iterator[_SealedFile]:
     """Yield the files that a manifest names."""
-    for number, tar in enumerate(manifest.names):
-        seal = manifest.pair_seals[number].tobytes().hex()
-        yield _SealedFile(pairs_path(folder, tar), PAIRS_FORMAT, seal)
-        for teacher_name, rows in manifest.teachers.items():
-            path = folder / file_name(teacher_name) / f"{tar}.h5"
-            seal = rows.seals[number].tobytes().hex()
-            yield _SealedFile(path, SHARD_FORMAT, seal)
+    for tar in files.manifest.names:
+        yield _SealedFile(files.pairs_path(tar), PAIRS_FORMAT, files.pairs_seal(tar))
+        for teacher in files.manifest.teachers:
+            path = files.rows_path(teacher, tar)
+            yield _SealedFile(path, SHARD_FORMAT, files.rows_seal(teacher, tar))
 
 
 class _ProblemFinder(SetReader):

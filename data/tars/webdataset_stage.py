@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from cusa.data.store.teacher_choice import optional_teacher
 from cusa.data.tars.pair_files import PairFile
 from cusa.data.tars.pairs import TEXT_CAPTIONS, name_of_tar
 from cusa.data.tars.samples import TarError
@@ -66,9 +67,11 @@ def with_teachers(
         StoreError: If a teacher is to be chosen, or the set has no rows for a tar.
         TarError: If a sample is not in the set, as its tar was changed.
     """
+    location = str(tar_set.files)
+    teachers = tar_set.teachers
     chosen = {
-        "image": tar_set.choose_teacher("image", image_teacher),
-        "text": tar_set.choose_teacher("text", text_teacher),
+        "image": optional_teacher(location, teachers, "image", image_teacher),
+        "text": optional_teacher(location, teachers, "text", text_teacher),
     }
 
     def add_rows(samples: Iterable[Sample]) -> Iterator[Sample]:

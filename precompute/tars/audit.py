@@ -56,7 +56,7 @@ def audit_set(
     for teacher_name in sources:
         if teacher_name not in tar_set.teachers:
             raise StoreError(
-                f"{tar_set.path} has no teacher {teacher_name!r}; it has: "
+                f"{tar_set.files} has no teacher {teacher_name!r}; it has: "
                 f"{', '.join(tar_set.teachers)}",
                 path=tar_set.path,
                 name=teacher_name,
@@ -106,7 +106,7 @@ def _choose_tars(
             candidates.append(path)
     if not candidates:
         raise SettingError(
-            f"--dataset names no tar of {tar_set.path}; pass the tars that its rows were made of",
+            f"--dataset names no tar of {tar_set.files}; pass the tars that its rows were made of",
             path=tar_set.path,
             name="dataset",
         )

@@ -164,11 +164,8 @@ def gathered_image_rows(
     teacher: str,
 ) -> torch.Tensor:
     """Gather an image teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
-    gathered = _empty_batch(rows, teacher)
-    for rows_of_tar in rows:
-        stored_rows = rows_of_tar.tar.rows(teacher)
-        gathered[rows_of_tar.positions] = stored_rows[rows_of_tar.image_rows]
-    return torch.from_numpy(gathered)
+    image_rows = [rows_of_tar.image_rows for rows_of_tar in rows]
+    return _gathered(rows, teacher, image_rows)
 
 
 def gathered_caption_rows(
@@ -176,18 +173,19 @@ def gathered_caption_rows(
     teacher: str,
 ) -> torch.Tensor:
     """Gather a text teacher's rows for a batch: ``[B, dim]`` in the stored dtype."""
-    gathered = _empty_batch(rows, teacher)
-    for rows_of_tar in rows:
-        stored_rows = rows_of_tar.tar.rows(teacher)
-        gathered[rows_of_tar.positions] = stored_rows[rows_of_tar.caption_rows]
-    return torch.from_numpy(gathered)
+    caption_rows = [rows_of_tar.caption_rows for rows_of_tar in rows]
+    return _gathered(rows, teacher, caption_rows)
 
 
-def _empty_batch(
+def _gathered(
     rows: BatchRows,
     teacher: str,
-) -> np.ndarray:
-    """Return room for a teacher's rows of a batch: ``[B, dim]`` in the stored dtype."""
-    stored_rows = rows[0].tar.rows(teacher)
-    n_pairs = sum(len(rows_of_tar.positions) for rows_of_tar in rows)
-    return np.empty((n_pairs, stored_rows.shape[1]), stored_rows.dtype)
+    stored_numbers: Sequence[np.ndarray],
+) -> torch.Tensor:
+    """Gather a teacher's rows with some numbers in each tar, in the order of the batch."""
+    first_rows = rows[0].tar.rows(teacher)
+    n_pairs = sum(map(len, stored_numbers))
+    gathered = np.empty((n_pairs, first_rows.shape[1]), first_rows.dtype)
+    for rows_of_tar, numbers in zip(rows, stored_numbers, strict=True):
+        gathered[rows_of_tar.positions] = rows_of_tar.tar.rows(teacher)[numbers]
+    return torch.from_numpy(gathered)

@@ -51,27 +51,21 @@ class _Stay:
     last_step: int
 
 
+@dataclass(frozen=True)
 class TarSupply:
     """Yields the batches of an epoch, and brings the tars that they need a window ahead.
 
-    Args:
+    Attributes:
         pairs: The trainable pairs.
         names: The names of all tars.
         source: Where batches read their files from.
         n_ahead: How many further tars are brought while batches use others: those of a window.
     """
 
-    def __init__(
-        self,
-        pairs: TarSetPairs,
-        names: tuple[str, ...],
-        source: TarSource,
-        n_ahead: int,
-    ) -> None:
-        self._pairs = pairs
-        self._names = names
-        self._source = source
-        self._n_ahead = n_ahead
+    pairs: TarSetPairs
+    names: tuple[str, ...]
+    source: TarSource
+    n_ahead: int
 
     def sample(
         self,
@@ -83,15 +77,15 @@ class TarSupply:
             CusaError: If a file, or a picture of the batch, cannot be used.
         """
         with ExitStack() as tars_in_use:
-            for tar_number in self._pairs.tars_of(pairs).tolist():
-                tar_name = self._names[tar_number]
-                self._source.bring(tar_name)
-                tars_in_use.callback(self._source.drop, tar_name)
-            return self._pairs[pairs]
+            for tar_number in self.pairs.tars_of(pairs).tolist():
+                tar_name = self.names[tar_number]
+                self.source.bring(tar_name)
+                tars_in_use.callback(self.source.drop, tar_name)
+            return self.pairs[pairs]
 
     def close(self) -> None:
         """Forget all tars, as no batch is read any more."""
-        self._source.close()
+        self.source.close()
 
     def read(
         self,
@@ -107,7 +101,7 @@ class TarSupply:
         Raises:
             CusaError: If a file of a tar cannot be used, before a batch needs it.
         """
-        with closing(_Epoch(self._pairs, self._names, self._source, self._n_ahead)) as epoch:
+        with closing(_Epoch(self)) as epoch:
             batches = pool.read(epoch.ready(iter(order)))
             for step_number, batch in enumerate(batches):
                 yield batch
@@ -117,21 +111,16 @@ class TarSupply:
 class _Epoch:
     """The tars of an epoch's steps: on their way, there, or dropped.
 
-    Arguments are those of :class:`TarSupply`.
+    Args:
+        supply: Whose epoch it is.
     """
 
     def __init__(
         self,
-        pairs: TarSetPairs,
-        names: tuple[str, ...],
-        source: TarSource,
-        n_ahead: int,
+        supply: TarSupply,
     ) -> None:
-        self._pairs = pairs
-        self._names = names
-        self._source = source
-        self._n_ahead = n_ahead
-        self._threads = ThreadPoolExecutor(source.n_threads, thread_name_prefix="tars")
+        self._supply = supply
+        self._threads = ThreadPoolExecutor(supply.source.n_threads, thread_name_prefix="tars")
         self._steps: deque[_Step] = deque()
         self._stays: dict[int, _Stay] = {}
         # Steps may be asked for in another thread than the one that drops tars.
@@ -141,7 +130,7 @@ class _Epoch:
         """Wait for the tars that are being brought, and drop all."""
         self._threads.shutdown(cancel_futures=True)
         for tar_number in self._stays:
-            self._source.drop(self._names[tar_number])
+            self._supply.source.drop(self._supply.names[tar_number])
 
     def ready(
         self,
@@ -168,19 +157,19 @@ class _Epoch:
             for tar_number, stay in list(self._stays.items()):
                 if stay.last_step <= step_number:
                     del self._stays[tar_number]
-                    self._source.drop(self._names[tar_number])
+                    self._supply.source.drop(self._supply.names[tar_number])
 
     def _look_ahead(
         self,
         order: Iterator[tuple[int, np.ndarray]],
     ) -> None:
         """Begin to bring the tars of further steps, until enough are on their way."""
-        while not self._steps or self._n_unused() < self._n_ahead:
+        while not self._steps or self._n_unused() < self._supply.n_ahead:
             step_number, pairs = next(order, (0, None))
             if pairs is None:
                 return
             arrivals: list[Future[None]] = []
-            for tar_number in self._pairs.tars_of(pairs).tolist():
+            for tar_number in self._supply.pairs.tars_of(pairs).tolist():
                 arrivals.append(self._arrival(tar_number, step_number))
             self._steps.append(_Step(step_number, pairs, arrivals))
 
@@ -200,7 +189,8 @@ class _Epoch:
         """Return what becomes of bringing a tar that a step needs."""
         stay = self._stays.get(tar_number)
         if stay is None:
-            arrival = self._threads.submit(self._source.bring, self._names[tar_number])
+            tar_name = self._supply.names[tar_number]
+            arrival = self._threads.submit(self._supply.source.bring, tar_name)
             stay = self._stays[tar_number] = _Stay(arrival, step_number, step_number)
         stay.last_step = step_number
         return stay.arrival

@@ -87,3 +87,16 @@ def write_set(folder, tars, skipped=(), caption="txt"):
     origin = SetOrigin(image_root=common_folder(tars))
     write_manifest(folder, build_manifest(folder, origin))
     return TarSet(folder)
+
+
+def contents(folder):
+    """All files below a folder: their bytes, by their paths in it."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def files_of_tars(folder):
+    """The files of pairs and rows of a set, without those that name the folder of the tars."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*.h5")
+    }

@@ -18,7 +18,7 @@ from cusa.data.tars.manifest import MANIFEST
 from cusa.data.tars.origin import ORIGIN, SetOrigin
 from cusa.data.tars.samples import TarError
 from cusa.precompute.tars import cluster_run, maker, ray_cluster, tar_actor
-from tests.data.tars.tar_files import write_tars
+from tests.data.tars.tar_files import contents, write_tars
 from tests.helpers import run, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
 
@@ -96,11 +96,6 @@ def expected(tmp_path, tars, teachers, cluster):
     """The files that the local engine makes."""
     run_ok("precompute", "--dataset", "tars", "--batch-size", 2, "--out", "local", *teachers)
     return contents(tmp_path / "local")
-
-
-def contents(folder):
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_files_are_those_of_the_local_engine(tmp_path, command, cluster, expected):

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import cusa
 from cusa.data.errors import DataError, ObjectError
 from cusa.data.tars.samples import TarError
-from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
-from tests.data.tars.tar_files import write_set, write_tars
+from cusa.train.saving.run_dir import load_run
+from tests.data.tars.tar_files import files_of_tars, write_set, write_tars
 from tests.helpers import ADAPTER, make_tiny_clip, run, run_failure, run_ok
 from tests.hub_stand_in import connected_hub
+from tests.train.same_runs import assert_same_run
 
 N_TARS = 3
 N_PAIRS = 4
@@ -49,13 +49,6 @@ def _files(hub):
     return hub.repositories["datasets", REPOSITORY].files
 
 
-def _rows(folder):
-    """All files but the manifest, which names the folder of the tars."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*.h5")
-    }
-
-
 def test_rows_are_those_of_a_local_set(hub, folder, tmp_path, teachers):
     local = tmp_path / "local"
     run_ok("precompute", "--dataset", folder / "tars", "--out", local, *teachers)
@@ -66,7 +59,7 @@ def test_rows_are_those_of_a_local_set(hub, folder, tmp_path, teachers):
         out = tmp_path / str(number)
         hub.asked.clear()
         run_ok("precompute", "--dataset", dataset, "--out", out, *teachers)
-        assert _rows(out) == _rows(local)
+        assert files_of_tars(out) == files_of_tars(local)
         assert hub.asked["GET"] == N_TARS
         assert hub.asked["LIST"] == (number > 0)
     assert cusa.TarSet(tmp_path / "0").manifest.image_root == TARS
@@ -88,15 +81,6 @@ def test_a_set_on_the_hub_is_read(hub, folder):
     assert result.output.startswith(f"hf://datasets/{REPOSITORY}/{damaged}: ")
 
 
-def _assert_same_run(one, two):
-    lines = [read_metrics(run_dir) for run_dir in (one, two)]
-    for line in lines[0] + lines[1]:
-        line.pop("samples_per_s", None)
-    assert lines[0] == lines[1]
-    a, b = (Checkpoints(run_dir).newest()[0] for run_dir in (one, two))
-    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
-
-
 @pytest.mark.parametrize("student", ["adapter", "clip"])
 def test_a_run_is_that_on_the_files_of_this_machine(hub, folder, tmp_path, student):
     options = (*STEPS, *ADAPTER)
@@ -108,7 +92,7 @@ def test_a_run_is_that_on_the_files_of_this_machine(hub, folder, tmp_path, stude
     run_ok("train", "--embeddings", folder / "set", *options, "--run-dir", local)
     cache = ("--set", f"data.cache={tmp_path / 'cache'}")
     run_ok("train", "--embeddings", SET, *options, *image_root, *cache, "--run-dir", remote)
-    _assert_same_run(local, remote)
+    assert_same_run(local, remote)
     assert load_run(remote)[0].data.embeddings == SET
     # Pairs and the rows of two teachers, and a tar for the student that reads pictures; each comes
     # once, as it is kept.

@@ -19,7 +19,7 @@ from cusa.data.tars.samples import TarError
 from cusa.precompute.tars.parquet_images import images_of
 from cusa.precompute.tars.workplace import open_workplace
 from tests.data.tars.parquet_files import rows_of, write_parquet
-from tests.data.tars.tar_files import write_tars
+from tests.data.tars.tar_files import files_of_tars, write_tars
 from tests.helpers import run, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
 
@@ -58,13 +58,6 @@ def expected(tmp_path, tars, teachers):
     folder = tmp_path / "local_set"
     run_ok("precompute", "--dataset", tmp_path / "tars", "--out", folder, *teachers)
     return files_of_tars(folder)
-
-
-def files_of_tars(folder):
-    """All files but the manifest, which names the folder of the tars."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*.h5")
-    }
 
 
 def stored(server, prefix="a set+é/"):

@@ -12,7 +12,7 @@ import pytest
 
 from cusa.data.errors import SettingError
 from cusa.precompute.tars.tar_actor import TarActor
-from tests.data.tars.tar_files import write_tars
+from tests.data.tars.tar_files import contents, write_tars
 from tests.helpers import run_failure, run_ok
 
 pytest.importorskip("ray")
@@ -29,11 +29,6 @@ def expected(tmp_path, teachers, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_ok("precompute", "--dataset", "tars", "--out", "local", *teachers)
     return contents(tmp_path / "local")
-
-
-def contents(folder):
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def wait_for(condition):

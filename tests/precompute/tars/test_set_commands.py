@@ -18,7 +18,7 @@ from cusa.data.tars.verify import verify_set
 from cusa.precompute.processes import connect
 from cusa.precompute.tars.progress import TarProgress
 from cusa.stages.precompute_tars import plan_tars
-from tests.data.tars.tar_files import pair, write_set, write_tar, write_tars
+from tests.data.tars.tar_files import contents, pair, write_set, write_tar, write_tars
 from tests.helpers import make_tiny_clip, run_failure, run_ok
 
 N_TARS = 5
@@ -35,11 +35,6 @@ def _job(monkeypatch, number, size):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
 
 
-def _contents(folder):
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
 def test_an_array_of_jobs_makes_a_set_that_trains_in_place(tmp_path, tars, teachers, monkeypatch):
     pattern = f"{tmp_path}/tars/{{00000..00004}}.tar"
     command = ["precompute", "--dataset", pattern, *teachers, "--batch-size", 2, "--out"]
@@ -50,7 +45,7 @@ def test_an_array_of_jobs_makes_a_set_that_trains_in_place(tmp_path, tars, teach
             run_ok(*command, tmp_path / "set")
     assert not (tmp_path / "set" / MANIFEST).exists()
     run_ok("store", "index", tmp_path / "set")
-    assert _contents(tmp_path / "set") == _contents(tmp_path / "alone")
+    assert contents(tmp_path / "set") == contents(tmp_path / "alone")
     clip = make_tiny_clip(tmp_path / "clip")
     student = ["--student", clip, "--batch-size", 4, "--steps", 1, "--workers", 0]
     student += ["--set", "optim.warmup_steps=0"]
@@ -241,11 +236,11 @@ def test_a_plan_counts_what_is_missing_and_writes_nothing(
     vit, words = teachers[:2], teachers[2:4]
     run_ok("precompute", *options, *vit, *words, "--workers", 0, "--tars", "0:2")
     run_ok("precompute", *options, *vit, "--workers", 0, "--tars", "2:3")
-    before = _contents(tmp_path)
+    before = contents(tmp_path)
     chosen = {"caption": "json:all", "out": tmp_path / "set", "workers": 0}
     teacher = [f"vit={models[0]}", f"words={models[1]}"]
     plan = plan_tars(tmp_path / "tars", teacher=teacher, **chosen)
-    assert _contents(tmp_path) == before
+    assert contents(tmp_path) == before
     estimate = plan.estimate
     assert (estimate.n_tars, estimate.n_done, estimate.n_left_out) == (6, 2, 1)
     assert sorted(estimate.images.tolist()) == [1, 4, 4, 4]

@@ -26,7 +26,7 @@ from cusa.precompute.tars.run import TarRun
 from cusa.precompute.tars.workplace import open_workplace
 from cusa.precompute.teachers import parse_teacher
 from tests.data.tars.parquet_files import write_parquet_units
-from tests.data.tars.tar_files import jpeg, pair, write_tar, write_tars
+from tests.data.tars.tar_files import contents, jpeg, pair, write_tar, write_tars
 from tests.helpers import run, run_failure, run_ok
 
 N_TARS = 5
@@ -84,22 +84,17 @@ def make(models):
     return make_rows
 
 
-def _contents(folder):
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
 @pytest.mark.parametrize("write", [write_tars, write_parquet_units])
 def test_tars_in_a_folder_of_the_set_stay(tmp_path, write, teachers):
     """Copies of an object store's tars have a folder of the same name, which is emptied."""
     units = write(tmp_path / "tars", N_TARS, N_PAIRS)
     units[1].write_bytes(units[1].read_bytes()[:1000])
-    before = _contents(tmp_path / "tars")
+    before = contents(tmp_path / "tars")
     pattern = tmp_path / "tars" / f"*{units[0].suffix}"
     command = ["--dataset", pattern, "--out", tmp_path, "--on-tar", "skip", *teachers]
     run_ok("precompute", *command)
     assert len(TarSet(tmp_path)) == N_TARS - 1
-    assert _contents(tmp_path / "tars") == before
+    assert contents(tmp_path / "tars") == before
 
 
 def test_rows_are_those_of_a_store_of_the_same_files(tmp_path, tars, make, teachers):
@@ -127,7 +122,7 @@ def test_blocks_of_tars_change_no_byte(tmp_path, tars, make, monkeypatch):
     make(tars, tmp_path / "one_block")
     monkeypatch.setattr("cusa.precompute.tars.run.BLOCK_IMAGES", 1)
     make(tars, tmp_path / "a_tar_at_a_time")
-    assert _contents(tmp_path / "one_block") == _contents(tmp_path / "a_tar_at_a_time")
+    assert contents(tmp_path / "one_block") == contents(tmp_path / "a_tar_at_a_time")
 
 
 def _killed_at(n_renamings, make, tars, folder):
@@ -151,16 +146,16 @@ def _killed_at(n_renamings, make, tars, folder):
 def test_a_run_goes_on_where_it_was_killed(tmp_path, tars, make):
     """However often, and wherever; of the killed runs, nothing is left but whole files."""
     make(tars, tmp_path / "whole")
-    expected = _contents(tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
     folder = tmp_path / "killed"
     # The fifth run is killed between two files of pairs, the last one before the manifest.
     for n_renamings in (1, 2, 3, 6, 5, 4, 2):
         assert _killed_at(n_renamings, make, tars, folder)
-        for name, content in _contents(folder).items():
+        for name, content in contents(folder).items():
             if not name.endswith(".tmp"):
                 assert content == expected[name]
     make(tars, folder)
-    assert _contents(folder) == expected
+    assert contents(folder) == expected
 
 
 def test_two_runs_at_once_write_the_same_bytes(tmp_path, tars, make):
@@ -173,7 +168,7 @@ def test_two_runs_at_once_write_the_same_bytes(tmp_path, tars, make):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert _contents(folder) == _contents(tmp_path / "alone")
+    assert contents(folder) == contents(tmp_path / "alone")
 
 
 def test_finished_tars_are_not_made_again(tmp_path, tars, make):
@@ -192,39 +187,39 @@ def test_a_teacher_is_added_to_a_set(tmp_path, tars, make):
     make(tars, tmp_path / "both")
     make(tars, tmp_path / "added", requests=[vit])
     make(tars, tmp_path / "added", requests=[words])
-    assert _contents(tmp_path / "added") == _contents(tmp_path / "both")
+    assert contents(tmp_path / "added") == contents(tmp_path / "both")
 
 
 def test_rows_of_other_settings_are_refused(tmp_path, tars, make, models):
     folder = tmp_path / "set"
     make(tars, folder)
-    before = _contents(folder)
+    before = contents(folder)
     with pytest.raises(StoreError) as caught:
         make(tars, folder, requests=[parse_teacher(f"words={models[0]}")])
     assert caught.value.name == "words"
-    assert _contents(folder) == before
+    assert contents(folder) == before
 
 
 def test_captions_of_another_rule_are_refused_before_anything_is_made(tmp_path, tars, make):
     folder = tmp_path / "set"
     make(tars[:1], folder)
-    before = _contents(folder)
+    before = contents(folder)
     with pytest.raises(StoreError) as caught:
         make(tars, folder, caption="json:caption")
     assert caught.value.name == "caption"
-    assert _contents(folder) == before
+    assert contents(folder) == before
 
 
 def test_a_tar_that_changed_is_refused_by_name(tmp_path, tars, make):
     folder = tmp_path / "set"
     vit, words = make.requests
     make(tars, folder, requests=[vit])
-    before = _contents(folder)
+    before = contents(folder)
     write_tar(tars[0], pair(0) + pair(1) + pair(77))
     with pytest.raises(TarError) as caught:
         make(tars, folder, requests=[words])
     assert (caught.value.path, caught.value.name) == (tars[0], "00000")
-    assert _contents(folder).keys() >= before.keys()
+    assert contents(folder).keys() >= before.keys()
 
 
 def _write_other_pictures(path, first):
@@ -264,7 +259,7 @@ def test_rows_left_by_a_killed_run_are_not_taken_for_other_pictures(tmp_path, ta
     made_again = [path.stem for path, time_ns in times.items() if path.stat().st_mtime_ns > time_ns]
     assert made_again == ["00001"]
     make(tars, tmp_path / "expected")
-    assert _contents(folder) == _contents(tmp_path / "expected")
+    assert contents(folder) == contents(tmp_path / "expected")
 
 
 # --- damage
@@ -292,8 +287,8 @@ def test_damaged_tars_are_skipped(tmp_path, tars, make):
     for tar in (tars[1], tars[3]):
         assert any(str(tar) in note for note in notes.notes)
     assert manifest.names == ["00000", "00002", "00004"]
-    for name, content in _contents(tmp_path / "set").items():
-        assert name == MANIFEST or content == _contents(whole)[name]
+    for name, content in contents(tmp_path / "set").items():
+        assert name == MANIFEST or content == contents(whole)[name]
 
 
 def test_the_whole_samples_of_damaged_tars_are_kept(tmp_path, tars, make):
@@ -344,14 +339,14 @@ def test_the_command_line_makes_a_set_and_its_manifest(tmp_path, tars, make, tea
     assert not (tmp_path / "set" / MANIFEST).exists()
     run_ok("precompute", "--dataset", pattern, *options, "--tars", "2:5")
     run_ok("store", "index", tmp_path / "set")
-    assert _contents(tmp_path / "set") == _contents(tmp_path / "expected")
+    assert contents(tmp_path / "set") == contents(tmp_path / "expected")
     assert run_ok("store", "verify", tmp_path / "set").startswith("16 files")
 
 
 def test_a_damaged_file_of_a_set_is_set_aside_and_made_again(tmp_path, tars, make, teachers):
     folder = tmp_path / "set"
     make(tars, folder)
-    expected = _contents(folder)
+    expected = contents(folder)
     for name in ("vit/00001.h5", "pairs/00003.h5"):
         content = bytearray(expected[name])
         content[-1] ^= 1
@@ -363,7 +358,7 @@ def test_a_damaged_file_of_a_set_is_set_aside_and_made_again(tmp_path, tars, mak
     run_ok(
         "precompute", "--dataset", tmp_path / "tars", "--batch-size", 2, "--out", folder, *teachers
     )
-    assert _contents(folder) == expected
+    assert contents(folder) == expected
 
 
 @pytest.mark.parametrize(
@@ -392,7 +387,7 @@ def test_a_command_without_teachers_goes_on_with_its_defaults(
     options += ["--batch-size", 2, "--workers", 0]
     run_ok("precompute", *options, "--tars", "0:2")
     run_ok("precompute", *options)
-    assert _contents(tmp_path / "set") == _contents(tmp_path / "expected")
+    assert contents(tmp_path / "set") == contents(tmp_path / "expected")
     run_ok("precompute", *options, "--teacher", f"more={models[1]}")
     assert list(TarSet(tmp_path / "set").teachers) == ["more", "vit", "words"]
 
