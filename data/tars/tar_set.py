@@ -182,7 +182,16 @@ class TarSet(NamedFiles):
         name: str | None,
         flag: str,
     ) -> str:
-        """Return the name of a modality's teacher, as :meth:`EmbeddingStore.pick_teacher` does."""
+        """Return the name of a modality's teacher: the one requested, or the only one.
+
+        Args:
+            modality: ``"image"`` or ``"text"``.
+            name: The teacher's name; ``None``: the only one.
+            flag: The command-line option for its name, for error messages.
+
+        Raises:
+            StoreError: If there is no such teacher, or several and no name.
+        """
         return pick_teacher(str(self.files), self.teachers, modality, name, flag)
 
     def _read_sealed(
