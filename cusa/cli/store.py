@@ -36,7 +36,7 @@ PROCESSES_OPTION = click.option(
     "--processes",
     type=POSITIVE,
     default=1,
-    help="Of a set of tars: processes that read its files; 1 reads by threads.",
+    help="Of a set of tars: processes that read its files.",
 )
 
 

@@ -1,4 +1,4 @@
-"""Reading of the files of a set, by threads of this process or by processes of their own."""
+"""Reading of the files of a set, by this process or by processes of their own."""
 
 from __future__ import annotations
 
@@ -39,23 +39,29 @@ def read_each(
     readable: Readable[Any, T],
     keys: Iterable[Any],
     processes: int,
+    parses: bool,
 ) -> Iterator[T]:
     """Yield what is read for each key, in order.
 
-    Checksums and fetching leave Python to other threads, but parsing HDF5 does not. So one process
-    reads by threads, which hide the latency of a disk or an object store, and on machines of many
-    cores several processes are faster.
+    Checksums and fetching leave Python to other threads, but parsing HDF5 does not: threads that
+    parse wait for each other, for longer than they parse. So one process reads by threads where
+    they have something else to wait for, and on machines of many cores several processes are
+    faster.
 
     Args:
         location: Path or URL of the folder of the set.
         readable: Returns what is read for a key; picklable, as are keys and what is read.
         keys: The keys.
-        processes: Number of processes; 1: threads of this one.
+        processes: Number of processes; 1: this one.
+        parses: Whether files are parsed, rather than only hashed.
 
     Raises:
         WorkerError: If a process is killed.
         Exception: Whatever ``readable`` raises.
     """
+    if processes == 1 and parses and not is_remote(location):
+        yield from map(readable.__getitem__, keys)
+        return
     if processes == 1:
         with ThreadPoolExecutor(_THREADS) as threads:
             yield from threads.map(readable.__getitem__, keys)

@@ -44,7 +44,7 @@ def build_manifest(
         origin = SetOrigin.recorded(location)
     teacher_names = files.teachers()
     reader = _EntryReader(folder, teacher_names)
-    entries = list(read_each(folder, reader, names, processes))
+    entries = list(read_each(folder, reader, names, processes, parses=True))
 
     caption_rules = [entry.caption_rule for entry in entries]
     _require_equal("captions", caption_rules, names, files)

@@ -61,7 +61,7 @@ def verify_set(
         if not sealed_files:
             raise
         damages.append(Damage(folder / MANIFEST, f"the manifest: {error}"))
-    problems = read_each(folder, _ProblemFinder(folder), sealed_files, processes)
+    problems = read_each(folder, _ProblemFinder(folder), sealed_files, processes, parses=False)
     for sealed_file, problem in zip(sealed_files, problems, strict=True):
         if problem is not None:
             damages.append(Damage(sealed_file.path, problem))
