@@ -34,7 +34,8 @@ INNER_IMPORTS = {
     "precompute/teachers": set(),
     "train": {"train/loss", "train/saving", "train/tars"},
     "train/trackers": {"train", "train/saving"},
-    "train/loss": {"train"},
+    "train/loss": {"train", "train/loss/rules"},
+    "train/loss/rules": {"train", "train/loss"},
     "train/saving": {"train", "train/loss"},
     "train/tars": {"train", "train/saving"},
     "eval": {

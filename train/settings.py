@@ -157,6 +157,8 @@ def legal_values(schema: dict[str, Any]) -> str:
         return f"settings below it: {', '.join(schema['properties'])}"
     match schema["type"]:
         case "array":
+            if "enum" not in schema["items"]:
+                return f"a list, each of it {legal_values(schema['items'])}"
             return f"a list of {', '.join(schema['items']['enum'])}, each at most once"
         case "string":
             length = "at most"
