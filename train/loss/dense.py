@@ -142,16 +142,20 @@ def _rule_term(
     rule = RULES[config.rule]
     weight = config.row_weights(len(batch.cross[0]), batch.n_candidates)["rule"]
     student_taus, _, bias = taus["rule"]
+    if bias is None:
+        bias = student_taus[0].new_zeros(())
     total = batch.cross[0].new_zeros(())
     for similarity, tile, tau in zip(student, tiles, student_taus, strict=True):
         logits = batch.hide_absent(similarity) / tau
-        if rule.labels is not None:
-            value = divergence_sum(logits, rule.labels(tile, config), rule.divergence)
-        elif rule.mask is not None:
-            visible = logits.masked_fill(~rule.mask(tile, config), HIDDEN)
-            value = F.cross_entropy(visible, tile.hard_labels(), reduction="sum")
-        else:
-            value = _sigmoid_sum(similarity / tau + bias, rule.signs(tile, config), batch.mask)
+        rule_output = rule.function(tile, config)
+        match rule.gives:
+            case "labels":
+                value = divergence_sum(logits, rule_output, rule.divergence)
+            case "mask":
+                visible = logits.masked_fill(~rule_output, HIDDEN)
+                value = F.cross_entropy(visible, tile.hard_labels(), reduction="sum")
+            case "signs":
+                value = _sigmoid_sum(logits + bias, rule_output, batch.mask)
         total = total + value
     return weight * total
 
@@ -162,7 +166,8 @@ def _sigmoid_sum(
     mask: Tensor | None,
 ) -> Tensor:
     """Return ``sum_ij -log sigmoid(signs_ij logits_ij)`` over the candidates that there are."""
-    losses = F.softplus(-signs * logits)
+    # The signs of empty slots are 0.
+    losses = -F.logsigmoid(signs * logits)
     if mask is not None:
         losses = losses.masked_fill(~mask, 0)
     return losses.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ def _uni_rows(
     name = f"teacher_{modality}"
     if argument is None:
         return []
-    if not isinstance(argument, list | tuple):
+    if isinstance(argument, Tensor | np.ndarray) or not isinstance(argument, Sequence):
         return [_teacher_rows(batch, argument, name)]
     tensors = []
     for number, rows in enumerate(argument):

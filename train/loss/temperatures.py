@@ -137,8 +137,8 @@ class LossTemperatures(nn.Module):
         used: UsedTemperatures = {}
         for term in ALL_TERMS:
             if term in self.config.summed_terms:
-                names = self.config.temperature_names(term)
-                used[term] = TermTemperatures(*map(pair, names))
+                student, soft_labels = self.config.temperature_names(term)
+                used[term] = TermTemperatures(pair(student), pair(soft_labels))
         if "rule" in used:
             tau = by_name["tau"]
             if self.config.rule == "hycd" and self.config.hycd.temperature != 1:

@@ -219,14 +219,14 @@ class _Sweeps:
                 temperature; added to.
         """
         config = self.config
-        rule = RULES.get(config.rule)
         if term == "contrastive":
             return _Targets(tile.hard_labels())
-        if term == "rule" and rule is not None:
-            if rule.labels is not None:
-                return self._softmax_targets(rule.labels(tile, config))
-            assert rule.mask is not None
-            return _Targets(tile.hard_labels(), kept=rule.mask(tile, config))
+        if term == "rule":
+            rule = RULES[config.rule]
+            rule_output = rule.function(tile, config)
+            if rule.gives == "labels":
+                return self._softmax_targets(rule_output)
+            return _Targets(tile.hard_labels(), kept=rule_output)
 
         tau = self.taus[term].soft_labels[tile.modality]
         # CSA and USA have the same soft labels: take the softmax once.
@@ -234,6 +234,7 @@ class _Sweeps:
             return shared_targets[id(tau)]
         labels_of_tile = csa_labels if term == "csa" else usa_labels
         logits = labels_of_tile(tile, config, tau)
+        assert logits is not None, "terms without labels are left out"
         slope = None
         if id(tau) in self._gradients:
             slope = label_slope(tile, config, term, tau)
@@ -293,7 +294,7 @@ class _Sweeps:
             # Rescaling the logits is cheaper than multiplying the features again.
             if tau is not first_tau:
                 logits = first_logits * (first_tau / tau)
-            if term == "rule" and RULES[self.config.rule].signs is not None:
+            if term == "rule" and RULES[self.config.rule].gives == "signs":
                 term_gradient = self._add_sigmoid_term(logits, tau, tile)
             else:
                 targets = self._targets(term, tile, shared_targets)
@@ -344,8 +345,8 @@ class _Sweeps:
             gap = expected_logits - self._row_sums(student, logits)
             to_tau += weight / tau * gap.sum()
         if targets.slope is not None and targets.tau is not None:
-            covariances = self._covariances(targets, logits, is_kl)
-            self._gradients[id(targets.tau)] += weight / targets.tau * covariances
+            to_soft_tau = self._gradients[id(targets.tau)]
+            to_soft_tau += weight / targets.tau * self._covariances(targets, logits, is_kl)
         # In place: the student's probabilities are not needed again.
         return student.sub_(targets.probabilities).mul_(weight / tau)
 
@@ -385,14 +386,12 @@ class _Sweeps:
         Returns:
             The gradient of the similarities, ``[n, m]``; ``None`` if no gradient is needed.
         """
-        rule = RULES[self.config.rule]
-        assert rule.signs is not None
         weight = self._weights["rule"]
         bias = self.taus["rule"].bias
         assert bias is not None
-        signs = rule.signs(tile, self.config)
+        signs = RULES[self.config.rule].function(tile, self.config)
         signed_logits = signs * (cosines_over_tau + bias)
-        losses = F.softplus(-signed_logits)
+        losses = -F.logsigmoid(signed_logits)
         if tile.mask is not None:
             losses = losses.masked_fill(~tile.mask, 0)
         self._values["rule"] += weight * losses.sum(dtype=self._wide)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -14,31 +14,29 @@ from cusa.train.loss.rules.sigmoid import sigmoid_signs
 from cusa.train.loss.rules.soft_labels import cwcl_labels, dr_labels, hycd_labels, xclr_labels
 from cusa.train.loss.rules.tile import Tile
 
-RuleFunction = Callable[[Tile, LossConfig], Tensor]
-
 
 class Rule(NamedTuple):
-    """A label rule; exactly one of its functions is given.
+    """A label rule.
 
     Attributes:
-        labels: Returns logits of the targets, ``[n, M]``.
-        mask: Returns which candidates stay, bool ``[n, M]``; the targets are the positives.
-        signs: Returns soft signs, ``[n, M]``, for a sigmoid loss.
+        gives: What its function returns, ``[n, M]``: logits of the targets (``"labels"``), which
+            candidates stay beside the positives (``"mask"``), or soft signs for a sigmoid loss
+            (``"signs"``).
+        function: The function of a tile.
         divergence: How the student's distributions are compared with the targets.
     """
 
-    labels: RuleFunction | None = None
-    mask: RuleFunction | None = None
-    signs: RuleFunction | None = None
+    gives: Literal["labels", "mask", "signs"]
+    function: Callable[[Tile, LossConfig], Tensor]
     divergence: Divergence = "cross_entropy"
 
 
 RULES: dict[RuleName, Rule] = {
-    "cwcl": Rule(labels=cwcl_labels),
-    "xclr": Rule(labels=xclr_labels),
-    "hycd": Rule(labels=hycd_labels, divergence="kl"),
-    "dr": Rule(labels=dr_labels),
-    "dr-sigmoid": Rule(signs=sigmoid_signs),
-    "guide": Rule(mask=guide_mask),
-    "self-guide": Rule(mask=self_guide_mask),
+    "cwcl": Rule("labels", cwcl_labels),
+    "xclr": Rule("labels", xclr_labels),
+    "hycd": Rule("labels", hycd_labels, divergence="kl"),
+    "dr": Rule("labels", dr_labels),
+    "dr-sigmoid": Rule("signs", sigmoid_signs),
+    "guide": Rule("mask", guide_mask),
+    "self-guide": Rule("mask", self_guide_mask),
 }

@@ -136,7 +136,9 @@ def hycd_labels(
     is ``dr``, with a = 1 the contrastive loss.
     """
     settings = config.hycd
-    logits = tile.mean_label_logits(tile.cross, CLIP_TAU * settings.temperature)
+    taus = [tau * settings.temperature for tau in tile.cross.taus]
+    teachers = tile.cross._replace(taus=taus)
+    logits = tile.mean_label_logits(teachers, CLIP_TAU * settings.temperature)
     soft = F.softmax(keep_greatest(logits, config.top_k), dim=-1)
     return tile.hide_absent(_log(settings.alpha * tile.hard_labels() + (1 - settings.alpha) * soft))
 

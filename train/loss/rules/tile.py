@@ -44,7 +44,7 @@ class Teachers(NamedTuple):
 
     def logits(self, tau: Tensor | float) -> Sequence[Tensor]:
         """Return each teacher's cosines over its temperature, or over ``tau``: ``[n, M]`` each."""
-        taus = self.taus or [tau] * len(self.cosines)
+        taus: Sequence[Tensor | float] = self.taus or [tau] * len(self.cosines)
         pairs = zip(self.cosines, taus, strict=True)
         return [cosines_over(own_tau) for cosines_over, own_tau in pairs]
 
