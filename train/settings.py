@@ -193,10 +193,12 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
             name = list(fields)[step]
         names.append(name)
         if name not in fields:
-            legal_names = [".".join([*section, field]) for field in fields]
-            legal = ", ".join(legal_names)
+            place = f" in {'.'.join(section)}" if section else ""
+            legal = ", ".join(fields)
             full_name = ".".join(names)
-            return SettingError(f"unknown setting {full_name}; legal: {legal}", name=full_name)
+            return SettingError(
+                f"unknown setting {full_name}; legal{place}: {legal}", name=full_name
+            )
         schema = fields[name]
 
     name = ".".join(names)

@@ -204,6 +204,11 @@ class LossConfig:
         """Return the terms that are summed: ``terms``, and that of a rule other than cusa."""
         return self.terms if self.rule == "cusa" else (*self.terms, "rule")
 
+    @property
+    def term_titles(self) -> tuple[str, ...]:
+        """Return the summed terms by name, a rule's by that of the rule."""
+        return self.terms if self.rule == "cusa" else (*self.terms, self.rule)
+
     @classmethod
     def from_published(cls, settings: Path | str | Mapping[str, Any]) -> LossConfig:
         """Convert the settings of the published code, to train with the loss of its files.

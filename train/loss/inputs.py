@@ -83,18 +83,11 @@ def take_batch(
         batch = bare
         if candidates is not None:
             batch = _with_candidates(bare, candidates)
-        if image_ids is not None:
-            n_candidates = len(batch.candidate_cross[0])
-            ids = as_ids(image_ids, cross[0].device, "image_ids", (n_candidates,))
-            batch = batch._replace(image_ids=ids)
+        batch = _with_ids(batch, image_ids)
         batch = with_teachers(batch, teacher, cross_teachers, config)
         if "usa" in config.terms:
             batch = _with_uni(batch, uni, candidates)
-        # These checks depend on values, which would break a compiled graph.
-        if not torch.compiler.is_compiling():
-            _check_sizes(batch)
-            _check_mask(batch)
-            check_teacher_rows(batch)
+        _check(batch)
         return _with_empty_slots(batch), None
     except EmbeddingsError as error:
         return bare, error
@@ -119,6 +112,17 @@ def _with_candidates(
         n_candidates = len(cross[0])
         mask = as_mask(mask, batch.cross[0].device, "candidates.mask", (n_candidates,))
     return batch._replace(candidate_cross=cross, mask=mask)
+
+
+def _with_ids(
+    batch: LossBatch,
+    image_ids: Rows | None,
+) -> LossBatch:
+    if image_ids is None:
+        return batch
+    n_candidates = len(batch.candidate_cross[0])
+    ids = as_ids(image_ids, batch.cross[0].device, "image_ids", (n_candidates,))
+    return batch._replace(image_ids=ids)
 
 
 def _with_uni(
@@ -147,6 +151,15 @@ def _where_taught(
             raise EmbeddingsError(f"USA needs {name} beside teacher_{modality}", name=name)
         taught.append(rows if teacher else None)
     return taught
+
+
+def _check(batch: LossBatch) -> None:
+    # The checks depend on values, which would break a compiled graph.
+    if torch.compiler.is_compiling():
+        return
+    _check_sizes(batch)
+    _check_mask(batch)
+    check_teacher_rows(batch)
 
 
 def _check_sizes(batch: LossBatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,18 +49,7 @@ def with_teachers(
     """
     uni = [_uni_rows(batch, *named) for named in zip(MODALITIES, teacher, strict=True)]
     cross = _cross_rows(batch, cross_teachers)
-    given = {"image": uni[0], "text": uni[1], "cross-modal": cross[0]}
-    kinds = [kind for kind, rows in given.items() if rows]
-    missing = missing_teacher(config, kinds)
-    if missing is not None:
-        kind, user = missing
-        raise EmbeddingsError(
-            f"{user} needs {_ARTICLES[kind]} {kind} teacher, and the batch has rows of "
-            f"{', '.join(kinds) or 'none'}; give {_ARGUMENTS[kind]}, or change loss.rule, "
-            "loss.terms or loss.soft_label_source",
-            name=_ARGUMENTS[kind],
-        )
-
+    _require_teachers(config, {"image": uni[0], "text": uni[1], "cross-modal": cross[0]})
     needs = needed_teachers(config)
     if "image or text" not in needs:
         if "image" not in needs:
@@ -72,6 +61,23 @@ def with_teachers(
     batch = batch._replace(teacher=uni, cross_teacher=cross)
     _check_numbers(batch, config)
     return batch
+
+
+def _require_teachers(
+    config: LossConfig,
+    given: Mapping[str, Sequence[Tensor]],
+) -> None:
+    """Refuse to do without the rows of a teacher that a term needs."""
+    kinds = [kind for kind, rows in given.items() if rows]
+    missing = missing_teacher(config, kinds)
+    if missing is not None:
+        kind, user = missing
+        raise EmbeddingsError(
+            f"{user} needs {_ARTICLES[kind]} {kind} teacher, and the batch has rows of "
+            f"{', '.join(kinds) or 'none'}; give {_ARGUMENTS[kind]}, or change loss.rule, "
+            "loss.terms or loss.soft_label_source",
+            name=_ARGUMENTS[kind],
+        )
 
 
 def _uni_rows(

@@ -294,7 +294,7 @@ class _Sweeps:
             # Rescaling the logits is cheaper than multiplying the features again.
             if tau is not first_tau:
                 logits = first_logits * (first_tau / tau)
-            if term == "rule" and RULES[self.config.rule].gives == "signs":
+            if self._is_sigmoid(term):
                 term_gradient = self._add_sigmoid_term(logits, tau, tile)
             else:
                 targets = self._targets(term, tile, shared_targets)
@@ -303,9 +303,17 @@ class _Sweeps:
                 gradient = term_gradient
             else:
                 gradient.add_(term_gradient)
-        if gradient is None:
-            return
+        if gradient is not None:
+            self._add_gradient(gradient, queries, features, candidates)
 
+    def _add_gradient(
+        self,
+        gradient: Tensor,
+        queries: slice,
+        features: Tensor,
+        candidates: Tensor,
+    ) -> None:
+        """Add the gradient of similarities, ``[n, m]``, to those of the features."""
         to_queries = self._gradients.get(id(features))
         if to_queries is not None:
             to_queries[queries].addmm_(gradient, candidates)
@@ -349,6 +357,9 @@ class _Sweeps:
             to_soft_tau += weight / targets.tau * self._covariances(targets, logits, is_kl)
         # In place: the student's probabilities are not needed again.
         return student.sub_(targets.probabilities).mul_(weight / tau)
+
+    def _is_sigmoid(self, term: SummedTerm) -> bool:
+        return term == "rule" and RULES[self.config.rule].gives == "signs"
 
     def _divergence(self, term: SummedTerm) -> Divergence:
         if term == "rule":

@@ -15,7 +15,7 @@ _ROUNDING = 1e-6
 
 def guide_mask(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
 ) -> Tensor:
     """GISTEmbed (Solatorio, arXiv 2402.16829): candidates that the guide finds too alike leave.
 
@@ -28,23 +28,25 @@ def guide_mask(
     Returns:
         bool ``[n, M]``: which candidates stay.
     """
-    guide = config.guide
-    if guide.teacher == "cross":
-        is_alike = _is_alike(tile.cross.mean_cosines(), tile, guide)
-    elif guide.teacher in ("image", "text"):
-        teachers = tile.uni[("image", "text").index(guide.teacher)]
-        is_alike = _is_alike(teachers.mean_cosines(), tile, guide)
-    else:
-        by_image, by_text = (
-            _is_alike(teachers.mean_cosines(), tile, guide) for teachers in tile.uni
-        )
-        is_alike = by_image & by_text if guide.teacher == "both" else by_image | by_text
-    return ~is_alike | (tile.hard_labels() > 0)
+    guide = loss_config.guide
+    image_teachers, text_teachers = tile.uni
+    match guide.teacher:
+        case "image":
+            return _stays(image_teachers.mean_cosines(), tile, guide)
+        case "text":
+            return _stays(text_teachers.mean_cosines(), tile, guide)
+        case "cross":
+            return _stays(tile.cross.mean_cosines(), tile, guide)
+    stays_by_image = _stays(image_teachers.mean_cosines(), tile, guide)
+    stays_by_text = _stays(text_teachers.mean_cosines(), tile, guide)
+    if guide.teacher == "both":
+        return stays_by_image | stays_by_text
+    return stays_by_image & stays_by_text
 
 
 def self_guide_mask(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
 ) -> Tensor:
     """Return ``guide``'s mask by the student's own cosines, without a gradient: no teacher.
 
@@ -52,16 +54,19 @@ def self_guide_mask(
         bool ``[n, M]``: which candidates stay.
     """
     assert tile.student is not None, "the caller gives the student's cosines"
-    is_alike = _is_alike(tile.student, tile, config.guide)
-    return ~is_alike | (tile.hard_labels() > 0)
+    return _stays(tile.student, tile, loss_config.guide)
 
 
-def _is_alike(
+def _stays(
     cosines: Tensor,
     tile: Tile,
     guide: GuideConfig,
 ) -> Tensor:
-    """Return where a candidate is more alike than the true pair less the margin: ``[n, M]``."""
-    own = cosines.diagonal(tile.queries.start)[:, None]
-    threshold = own * (1 - guide.margin) if guide.relative else own - guide.margin
-    return cosines > threshold + _ROUNDING
+    """Return which candidates are positives, or not too much like the true pair: ``[n, M]``."""
+    true_pairs = cosines.diagonal(tile.queries.start)
+    threshold = true_pairs - guide.margin
+    if guide.relative:
+        threshold = true_pairs * (1 - guide.margin)
+    greatest = threshold[:, None] + _ROUNDING
+    is_positive = tile.hard_labels() > 0
+    return (cosines <= greatest) | is_positive

@@ -29,40 +29,40 @@ _BY_GUIDE: dict[str, tuple[TeacherKind, ...]] = {
 }
 
 
-def needed_teachers(config: LossConfig) -> dict[TeacherKind, str]:
+def needed_teachers(loss_config: LossConfig) -> dict[TeacherKind, str]:
     """Return the kinds of teachers that a loss needs, and for each who needs it, in words."""
     needs: dict[TeacherKind, str] = {}
-    if "usa" in config.terms:
+    if "usa" in loss_config.terms:
         needs["image or text"] = "USA"
-    if "csa" in config.terms:
-        source = f"CSA with soft_label_source={config.soft_label_source}"
-        match config.soft_label_source:
+    if "csa" in loss_config.terms:
+        source = f"CSA with soft_label_source={loss_config.soft_label_source}"
+        match loss_config.soft_label_source:
             case "each":
                 needs["image or text"] = "CSA"
             case "cross":
                 needs["cross-modal"] = source
             case _:
                 needs.update(dict.fromkeys(_BOTH, source))
-    kinds = _BY_RULE.get(config.rule, ())
-    rule = f"the rule {config.rule}"
-    if config.rule == "guide":
-        kinds = _BY_GUIDE[config.guide.teacher]
-        rule = f"the rule guide with guide.teacher={config.guide.teacher}"
+    kinds = _BY_RULE.get(loss_config.rule, ())
+    rule = f"the rule {loss_config.rule}"
+    if loss_config.rule == "guide":
+        kinds = _BY_GUIDE[loss_config.guide.teacher]
+        rule = f"the rule guide with guide.teacher={loss_config.guide.teacher}"
     needs.update(dict.fromkeys(kinds, rule))
     return needs
 
 
 def missing_teacher(
-    config: LossConfig,
+    loss_config: LossConfig,
     kinds: Collection[str],
 ) -> tuple[TeacherKind, str] | None:
     """Return the first kind of teacher that a loss needs and does not have, and who needs it.
 
     Args:
-        config: Settings of the loss.
+        loss_config: Settings of the loss.
         kinds: The kinds that there are: ``"image"``, ``"text"``, ``"cross-modal"``.
     """
-    for kind, user in needed_teachers(config).items():
+    for kind, user in needed_teachers(loss_config).items():
         is_there = kind in kinds
         if kind == "image or text":
             is_there = "image" in kinds or "text" in kinds

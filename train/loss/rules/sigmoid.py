@@ -12,7 +12,7 @@ from cusa.train.loss.rules.tile import Tile
 
 def sigmoid_signs(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
 ) -> Tensor:
     """Return the soft signs ``c_ij = 2 sigmoid(Z_T,ij) - 1`` of ``dr-sigmoid``.
 
@@ -28,6 +28,6 @@ def sigmoid_signs(
     teachers = tile.cross
     signs = torch.zeros_like(teachers.cosines[0](1.0))
     for weight, logits in zip(teachers.weights, teachers.logits(CLIP_TAU), strict=True):
-        probabilities = torch.sigmoid(logits + config.dr_sigmoid.teacher_bias)
+        probabilities = torch.sigmoid(logits + loss_config.dr_sigmoid.teacher_bias)
         signs = signs + weight * (2 * probabilities - 1)
     return signs if tile.mask is None else signs.masked_fill(~tile.mask, 0)

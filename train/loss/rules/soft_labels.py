@@ -9,6 +9,7 @@ two directions.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ _TIE = 1e-4
 
 def csa_labels(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
     tau_soft: Tensor,
 ) -> Tensor | None:
     """CSA (Huang et al., AAAI 2024, section 3.2): ``P_ij = softmax_j(s_ij / tau_soft)``.
@@ -34,17 +35,17 @@ def csa_labels(
     ``dr`` with a temperature of its own for the student. With captions' labels in both directions,
     it would be ``xclr``.
     """
-    source = config.soft_label_source
+    source = loss_config.soft_label_source
     if source == "cross":
-        return keep_greatest(tile.mean_label_logits(tile.cross, tau_soft), config.top_k)
+        return keep_greatest(tile.mean_label_logits(tile.cross, tau_soft), loss_config.top_k)
     if source == "each":
-        return usa_labels(tile, config, tau_soft)
-    return keep_greatest(_fused_logits(tile, source, tau_soft), config.top_k)
+        return usa_labels(tile, loss_config, tau_soft)
+    return keep_greatest(_fused_logits(tile, source, tau_soft), loss_config.top_k)
 
 
 def usa_labels(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
     tau_soft: Tensor,
 ) -> Tensor | None:
     """USA (the same section): CSA's labels of ``"each"``, for comparisons within a modality.
@@ -53,17 +54,17 @@ def usa_labels(
     """
     if not tile.own.cosines:
         return None
-    return keep_greatest(tile.mean_label_logits(tile.own, tau_soft), config.top_k)
+    return keep_greatest(tile.mean_label_logits(tile.own, tau_soft), loss_config.top_k)
 
 
 def label_slope(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
     term: Term,
     tau_soft: Tensor,
 ) -> Tensor:
     """Return ``tau_soft`` times the derivative of CSA's or USA's logits by it: ``[n, M]``."""
-    source = config.soft_label_source if term == "csa" else "each"
+    source = loss_config.soft_label_source if term == "csa" else "each"
     if source == "cross":
         return tile.label_slope(tile.cross, tau_soft)
     if source == "each":
@@ -94,7 +95,7 @@ def fused(
 
 def cwcl_labels(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
 ) -> Tensor:
     """CWCL (Srinivasa et al., NeurIPS 2023): ``P_ij = w_ij / sum_k w_ik``, ``w = (s + 1) / 2``.
 
@@ -107,12 +108,12 @@ def cwcl_labels(
     if not tile.own.cosines:
         return _log(tile.hard_labels())
     weights = (tile.own.mean_cosines() + 1) / 2
-    return keep_greatest(tile.hide_absent(_log(weights)), config.top_k)
+    return keep_greatest(tile.hide_absent(_log(weights)), loss_config.top_k)
 
 
 def xclr_labels(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
 ) -> Tensor:
     """X-CLR (Sobal et al., arXiv 2407.18134): ``P_ij = softmax_j(b_i.b_j / tau_s)``, both ways.
 
@@ -120,13 +121,13 @@ def xclr_labels(
     with the text teacher's labels in both directions, cross entropy, and the contrastive
     temperature for the student.
     """
-    logits = tile.mean_label_logits(tile.uni[1], config.xclr.tau)
-    return keep_greatest(logits, config.top_k)
+    logits = tile.mean_label_logits(tile.uni[1], loss_config.xclr.tau)
+    return keep_greatest(logits, loss_config.top_k)
 
 
 def hycd_labels(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
 ) -> Tensor:
     """HyCD (CLIP-Refine, Yamaguchi et al., CVPR 2025): ``P = a I + (1 - a) softmax(Z_T / T)``.
 
@@ -135,17 +136,19 @@ def hycd_labels(
     Needs a cross-modal teacher, in the paper the student before training. With a = 0 and T = 1 it
     is ``dr``, with a = 1 the contrastive loss.
     """
-    settings = config.hycd
+    settings = loss_config.hycd
     taus = [tau * settings.temperature for tau in tile.cross.taus]
     teachers = tile.cross._replace(taus=taus)
     logits = tile.mean_label_logits(teachers, CLIP_TAU * settings.temperature)
-    soft = F.softmax(keep_greatest(logits, config.top_k), dim=-1)
-    return tile.hide_absent(_log(settings.alpha * tile.hard_labels() + (1 - settings.alpha) * soft))
+    soft = F.softmax(keep_greatest(logits, loss_config.top_k), dim=-1)
+    hard = tile.hard_labels()
+    mixed = torch.lerp(soft, hard, settings.alpha)
+    return tile.hide_absent(_log(mixed))
 
 
 def dr_labels(
     tile: Tile,
-    config: LossConfig,
+    loss_config: LossConfig,
 ) -> Tensor:
     """MobileCLIP's distillation (Vasu et al., CVPR 2024, eq. 3): a mean of teachers' softmaxes.
 
@@ -153,7 +156,7 @@ def dr_labels(
     temperature. The paper averages the teachers' KL divergences, which is this cross entropy but
     for a constant. Needs a cross-modal teacher. Beside the contrastive term it is ``hycd``.
     """
-    return keep_greatest(tile.mean_label_logits(tile.cross, CLIP_TAU), config.top_k)
+    return keep_greatest(tile.mean_label_logits(tile.cross, CLIP_TAU), loss_config.top_k)
 
 
 def keep_greatest(

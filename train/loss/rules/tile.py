@@ -44,9 +44,13 @@ class Teachers(NamedTuple):
 
     def logits(self, tau: Tensor | float) -> Sequence[Tensor]:
         """Return each teacher's cosines over its temperature, or over ``tau``: ``[n, M]`` each."""
-        taus: Sequence[Tensor | float] = self.taus or [tau] * len(self.cosines)
-        pairs = zip(self.cosines, taus, strict=True)
-        return [cosines_over(own_tau) for cosines_over, own_tau in pairs]
+        taus: Sequence[Tensor | float] = self.taus
+        if not taus:
+            taus = [tau] * len(self.cosines)
+        matrices: list[Tensor] = []
+        for cosines_over, teacher_tau in zip(self.cosines, taus, strict=True):
+            matrices.append(cosines_over(teacher_tau))
+        return matrices
 
 
 class Tile(NamedTuple):
@@ -113,10 +117,8 @@ class Tile(NamedTuple):
         logits = [self.hide_absent(matrix) for matrix in teachers.logits(tau)]
         if len(logits) == 1:
             return logits[0]
-        weighted = []
-        for weight, matrix in zip(teachers.weights, logits, strict=True):
-            weighted.append(F.log_softmax(matrix, dim=-1) + math.log(weight))
-        return torch.logsumexp(torch.stack(weighted), dim=0)
+        log_labels = F.log_softmax(torch.stack(logits), dim=-1)
+        return torch.logsumexp(_weighted(log_labels, teachers.weights), dim=0)
 
     def label_slope(
         self,
@@ -134,13 +136,21 @@ class Tile(NamedTuple):
             return -logits[0]
         stacked = torch.stack(logits)
         log_labels = F.log_softmax(stacked, dim=-1)
-        weighted = []
-        for weight, matrix in zip(teachers.weights, log_labels, strict=True):
-            weighted.append(matrix + math.log(weight))
         # How much of a label is each teacher's.
-        shares = torch.softmax(torch.stack(weighted), dim=0)
+        shares = torch.softmax(_weighted(log_labels, teachers.weights), dim=0)
         means = (log_labels.exp() * stacked).sum(dim=-1, keepdim=True)
         return -(shares * (stacked - means)).sum(dim=0)
+
+
+def _weighted(
+    log_labels: Tensor,
+    weights: Sequence[float],
+) -> Tensor:
+    """Return logarithms of each teacher's labels times its weight: ``[teachers, n, M]``."""
+    matrices: list[Tensor] = []
+    for matrix, weight in zip(log_labels, weights, strict=True):
+        matrices.append(matrix + math.log(weight))
+    return torch.stack(matrices)
 
 
 def same_image_labels(
