@@ -40,6 +40,8 @@ SMOKE = (
     "--seeds 2 --set train.epochs=1 --set train.batch_size=8",
 )
 
+LOSSES = [loss for loss, terms in TERMS.items() if terms]
+
 
 def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, float]:
     """Train one run and measure its last epoch on val.
@@ -93,9 +95,9 @@ def main(
 ) -> None:
     """Run the grid on STORE, print a table, write every single figure to --out."""
     student = {"image_encoder": image_encoder, "text_encoder": text_encoder}
-    grid = [(t, loss, seed) for t in text_teachers for loss in TERMS for seed in range(seeds)]
+    grid = [(t, loss, seed) for t in text_teachers for loss in LOSSES for seed in range(seeds)]
     results: dict[str, dict[str, list[dict[str, float]]]] = {
-        t: {loss: [] for loss in TERMS} for t in text_teachers
+        t: {loss: [] for loss in LOSSES} for t in text_teachers
     }
     with tempfile.TemporaryDirectory() as folder:
         for text_teacher, loss, seed in track(grid, console=Console(stderr=True)):

@@ -109,7 +109,7 @@ def main(
 ) -> None:
     """Train all runs on STORE, print tables, write every figure to --out."""
     torch.set_num_threads(1)
-    ways = {loss: {"loss": {"terms": TERMS[loss]}} for loss in TERMS}
+    ways = {loss: {"loss": {"terms": terms}} for loss, terms in TERMS.items() if terms}
     ways |= {
         setting: merge({"loss": {"terms": TERMS["cusa"]}}, parse_settings([setting]))
         for setting in tries

@@ -30,8 +30,6 @@ from .train.gradient_cache import encode_in_micro_batches as encode_in_micro_bat
 from .train.loss.balance import balanced_config as balanced_config
 from .train.loss.batch import Candidates as Candidates
 from .train.loss.config import LossConfig as LossConfig
-from .train.loss.config import Temperature as Temperature
-from .train.loss.config import TemperaturePair as TemperaturePair
 from .train.loss.cusa_loss import CUSALoss as CUSALoss
 from .train.loss.cusa_loss import LossTerms as LossTerms
 from .train.loss.functions import contrastive_loss as contrastive_loss
@@ -41,6 +39,8 @@ from .train.loss.functions import soft_labels as soft_labels
 from .train.loss.matching import hard_negatives as hard_negatives
 from .train.loss.matching import matching_loss as matching_loss
 from .train.loss.matching import matching_targets as matching_targets
+from .train.loss.temperature_settings import Temperature as Temperature
+from .train.loss.temperature_settings import TemperaturePair as TemperaturePair
 from .train.teacher_queue import TeacherQueue as TeacherQueue
 from .train.teacher_rows import TeacherBatch as TeacherBatch
 from .train.teacher_rows import Teachers as Teachers

@@ -32,9 +32,10 @@ INNER_IMPORTS = {
     "precompute": {"precompute/teachers"},
     "precompute/tars": {"precompute", "precompute/teachers"},
     "precompute/teachers": set(),
-    "train": {"train/loss", "train/saving", "train/tars"},
+    "train": {"train/loss", "train/loss/rules", "train/saving", "train/tars"},
     "train/trackers": {"train", "train/saving"},
-    "train/loss": {"train"},
+    "train/loss": {"train", "train/loss/rules"},
+    "train/loss/rules": {"train", "train/loss"},
     "train/saving": {"train", "train/loss"},
     "train/tars": {"train", "train/saving"},
     "eval": {

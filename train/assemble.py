@@ -11,6 +11,7 @@ from cusa.data.errors import RunError, StudentError
 from cusa.data.objects.folder import absolute_location
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
+from cusa.train.loss.rules.requirements import needed_teachers
 from cusa.train.saving.provenance import Beginning, Provenance, StoredSplit, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
@@ -52,7 +53,7 @@ def resolve(
     fingerprints, validation = _splits_in_use(data.train_split, val_split, store, val_store)
     teachers: dict[str, StoredTeacher] = {}
     encoders: dict[str, StoredTeacher] = {}
-    if {"csa", "usa"} & set(config.loss.terms):
+    if needed_teachers(config.loss):
         teachers = _stored_teachers(store, "teacher", data.image_teacher, data.text_teacher)
     if student.name == "adapter":
         encoders = _stored_teachers(store, "encoder", student.image_encoder, student.text_encoder)

@@ -34,17 +34,29 @@ from cusa.train.saving.student_folder import load_origin
 from cusa.train.settings import shortened
 from cusa.train.stores import open_store
 
-# Settings that later versions added, and the values that change nothing. A sweep's folder is named
-# after its settings; leaving these out keeps the name that earlier versions gave it.
-_ADDED_LATER = {
-    "optim.schedule": "step",
-    "optim.schedule_epochs": None,
-    "optim.schedule_steps": None,
-    "optim.warmup_steps": None,
-    "student.init": None,
-    "train.steps": None,
-    "train.validate_every": None,
-}
+# Settings and sections that later versions added; their defaults change nothing. A sweep's folder
+# is named after its settings; leaving these out keeps the name that earlier versions gave it.
+_ADDED_LATER = (
+    "loss.cross_teacher_taus",
+    "loss.cross_teacher_weights",
+    "loss.dr_sigmoid.",
+    "loss.features.",
+    "loss.guide.",
+    "loss.hycd.",
+    "loss.image_teacher_taus",
+    "loss.image_teacher_weights",
+    "loss.rule",
+    "loss.teacher_mean",
+    "loss.text_teacher_taus",
+    "loss.text_teacher_weights",
+    "loss.top_k",
+    "loss.xclr.",
+    "optim.schedule",
+    "optim.warmup_steps",
+    "student.init",
+    "train.steps",
+    "train.validate_every",
+)
 _NAMING_PATHS = ("data", "student")  # sections of settings
 
 
@@ -257,9 +269,9 @@ def default_run_dir(config: Config) -> Path:
     """Name a new folder under ``runs/`` for data set, student, loss, seed and the time."""
     dataset = open_store(config.data.embeddings).dataset
     student = Path(config.student.name).name
-    loss = "-".join(config.loss.terms)
+    loss = "-".join(config.loss.term_titles)
     for loss_name, terms in TERMS.items():
-        if set(terms) == set(config.loss.terms):
+        if set(terms) == set(config.loss.term_titles):
             loss = loss_name
             break
     seed = config.train.seed
@@ -269,11 +281,12 @@ def default_run_dir(config: Config) -> Path:
 
 def default_sweep_dir(configs: Sequence[Config]) -> Path:
     """Name a folder under ``runs/`` after the settings, so that the same command finds it again."""
+    defaults = deciding(Config())
     settings_of_runs = []
     for config in configs:
         settings = deciding(config)
-        for name, value_as_before in _ADDED_LATER.items():
-            if settings[name] == value_as_before:
+        for name, default in defaults.items():
+            if name.startswith(_ADDED_LATER) and settings[name] == default:
                 del settings[name]
         settings_of_runs.append(settings)
     content = repr(settings_of_runs).encode()

@@ -39,7 +39,7 @@ def why_not_finite(
 
     values = terms._asdict()
     faulty_terms = []
-    for term in step.loss.config.terms:
+    for term in step.loss.config.summed_terms:
         if not torch.isfinite(values[term]):
             faulty_terms.append(term)
     if faulty_terms:

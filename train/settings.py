@@ -157,6 +157,8 @@ def legal_values(schema: dict[str, Any]) -> str:
         return f"settings below it: {', '.join(schema['properties'])}"
     match schema["type"]:
         case "array":
+            if "enum" not in schema["items"]:
+                return f"a list, each of it {legal_values(schema['items'])}"
             return f"a list of {', '.join(schema['items']['enum'])}, each at most once"
         case "string":
             length = "at most"
@@ -191,10 +193,12 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
             name = list(fields)[step]
         names.append(name)
         if name not in fields:
-            legal_names = [".".join([*section, field]) for field in fields]
-            legal = ", ".join(legal_names)
+            place = f" in {'.'.join(section)}" if section else ""
+            legal = ", ".join(fields)
             full_name = ".".join(names)
-            return SettingError(f"unknown setting {full_name}; legal: {legal}", name=full_name)
+            return SettingError(
+                f"unknown setting {full_name}; legal{place}: {legal}", name=full_name
+            )
         schema = fields[name]
 
     name = ".".join(names)

@@ -40,7 +40,7 @@ class StepFigures:
         step = self._progress.step
         term_tensors = terms._asdict()
         term_values: dict[str, float] = {}
-        for term in setup.config.loss.terms:
+        for term in setup.config.loss.summed_terms:
             term_values[term] = term_tensors[term].item()
         return {
             "kind": "train",

@@ -39,7 +39,9 @@ from cusa.train.preset_files import presets
     "--image-root", help="Folder of the images, or of a set's tars, if not the store's own."
 )
 @click.option(
-    "--loss", type=click.Choice(["contrastive", "csa", "usa", "cusa"]), help="Terms to sum."
+    "--loss",
+    type=click.Choice(["contrastive", "csa", "usa", "cusa", "rule"]),
+    help="Terms to sum; rule: that of --set loss.rule=NAME alone.",
 )
 @click.option("--preset", help=f"Settings by name: {', '.join(presets())}.  [default: by data]")
 @click.option("--config", type=PATH, help="YAML file of settings.")

@@ -19,7 +19,7 @@ from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.train.loss.cusa_loss import CUSALoss
 
 LABEL_NAMES = ["image_ids"]
-_TERMS = ("contrastive", "csa", "usa")
+_TERMS = ("contrastive", "csa", "usa", "rule")
 _HEADS = ("image", "text", "uni_image", "uni_text")
 
 
@@ -87,6 +87,7 @@ class SoftLabelModel(nn.Module):
             "contrastive": terms.contrastive,
             "csa": terms.csa,
             "usa": terms.usa,
+            "rule": terms.rule,
         }
 
     def no_weight_decay(self) -> set[str]:

@@ -68,7 +68,7 @@ def _model_lines(trainer: Trainer) -> list[str]:
 
     loss_config = setup.config.loss
     batch_size = setup.data.pairs_in_loss
-    terms = ", ".join(loss_config.terms)
+    terms = ", ".join(loss_config.term_titles)
     effective_weights = loss_config.effective_weights(batch_size)
     weights = ", ".join(f"{term} {weight:g}" for term, weight in effective_weights.items())
 

@@ -32,7 +32,7 @@ class TrainProgress:
         """Add the bar, which starts at the steps that a resumed run has done."""
         setup = trainer.setup
         self._length = setup.length
-        self._loss_terms = setup.config.loss.terms
+        self._loss_terms = setup.config.loss.summed_terms
         temperatures = setup.step.loss.temperatures()
         # A line has no room for those of the soft labels.
         self._temperatures = [name for name in temperatures if not name.startswith("tau_soft")]

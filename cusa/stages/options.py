@@ -79,7 +79,7 @@ class TrainOptions(TypedDict, total=False):
     image_teacher: str | None
     text_teacher: str | None
     image_root: Name | None
-    loss: Literal["contrastive", "csa", "usa", "cusa"] | None
+    loss: Literal["contrastive", "csa", "usa", "cusa", "rule"] | None
     preset: str | None
     config: LocalPath | None
     settings: SettingValues | None

@@ -197,7 +197,7 @@ def published_row(model: EvaluatedModel, table: str) -> dict[str, Any]:
     if model.origin is None:
         return {}
     config = model.origin.config
-    row = paper_row(config.student.name, config.loss.terms, table)
+    row = paper_row(config.student.name, config.loss.term_titles, table)
     return {"paper": row.to_dict()} if row else {}
 
 

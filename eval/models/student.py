@@ -185,7 +185,7 @@ class StudentEncoder:
             "source": str(self._source),
             "normalizer": self.normalizer,
             "student": config.student.name,
-            "loss_terms": list(config.loss.terms),
+            "loss_terms": list(config.loss.term_titles),
             "epoch": origin.epoch,
             "step": origin.step,
             "dataset": provenance.dataset,

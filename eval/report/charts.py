@@ -16,6 +16,7 @@ LOSSES = {
     "contrastive": "Contrastive",
     "csa": "CSA: cross-modal soft labels",
     "usa": "USA: uni-modal soft labels",
+    "rule": "Label rule",
 }
 
 # Lines of a run's metrics.jsonl.

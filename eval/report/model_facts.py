@@ -105,7 +105,8 @@ def _loss(description: Description) -> str:
     settings = description.get("settings") or {}
     terms = description.get("loss_terms") or []
     weights = []
-    for term, name in (("csa", "alpha"), ("usa", "beta")):
+    rule = settings.get("loss.rule")
+    for term, name in (("csa", "alpha"), ("usa", "beta"), (rule, "rule_weight")):
         weight = settings.get(f"loss.{name}")
         if term in terms and weight is not None:
             weights.append(f"{name} {_shown(weight)}")

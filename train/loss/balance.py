@@ -92,6 +92,7 @@ def balanced_config(
         alpha=factor * config.alpha,
         beta=factor * config.beta,
         contrastive_weight=factor * config.contrastive_weight,
+        rule_weight=factor * config.rule_weight,
     )
 
 

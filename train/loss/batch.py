@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,15 +10,15 @@ import torch
 from torch import Tensor
 
 from cusa.train.loss.arrays import Rows
+from cusa.train.loss.rules.tile import HIDDEN
 from cusa.train.loss.unit_features import unit_features
 
 ImageText = Sequence[Tensor]  # the images' tensor and the texts'
 MaybeImageText = Sequence[Tensor | None]  # the same; one or both may be missing
+TeacherRows = Sequence[Sequence[Tensor]]  # of each image teacher, and of each text teacher
 
 NEITHER: MaybeImageText = (None, None)
-# The similarity of an empty slot: it gets no weight in a softmax, and is finite in float32 whatever
-# the temperature. Infinity would make NaN when multiplied by a probability of zero.
-HIDDEN = -1e20
+NO_TEACHER: TeacherRows = ((), ())
 
 
 class Candidates(NamedTuple):
@@ -50,7 +51,10 @@ class LossBatch(NamedTuple):
         uni: Features ``[N, d']`` from the uni-modal heads, where a term needs them.
         candidate_cross: ``[M, d]``; ``cross`` itself if a batch is compared with itself.
         candidate_uni: ``[M, d']``; ``uni`` itself if a batch is compared with itself.
-        teacher: Teacher rows ``[M, e]``, where a term needs them.
+        teacher: Rows ``[M, e]`` of each image teacher and of each text teacher, where a term needs
+            them.
+        cross_teacher: Image rows and text rows ``[M, e]`` of each cross-modal teacher, where a term
+            needs them.
         image_ids: int64 ``[M]``; ``None``: all different.
         mask: bool ``[M]``: which candidates there are; ``None``: all.
         rows: The n queries, as positions among the N rows and the M candidates alike.
@@ -60,7 +64,8 @@ class LossBatch(NamedTuple):
     uni: MaybeImageText
     candidate_cross: ImageText
     candidate_uni: MaybeImageText
-    teacher: MaybeImageText
+    teacher: TeacherRows
+    cross_teacher: TeacherRows
     image_ids: Tensor | None
     mask: Tensor | None
     rows: slice
@@ -80,7 +85,8 @@ class LossBatch(NamedTuple):
 
     def tensors(self) -> list[Tensor]:
         """Return features and teacher rows, without the candidates' features."""
-        tensors = (*self.cross, *self.uni, *self.teacher)
+        teacher_rows = itertools.chain(*self.teacher, *self.cross_teacher)
+        tensors = (*self.cross, *self.uni, *teacher_rows)
         return [tensor for tensor in tensors if tensor is not None]
 
     def map(
@@ -109,8 +115,20 @@ class LossBatch(NamedTuple):
             uni=uni,
             candidate_cross=candidate_cross,
             candidate_uni=candidate_uni,
-            teacher=map_given(function, self.teacher),
+            teacher=map_rows(function, self.teacher),
+            cross_teacher=map_rows(function, self.cross_teacher),
         )
+
+
+def map_rows(
+    function: Callable[[Tensor], Tensor],
+    teachers: TeacherRows,
+) -> TeacherRows:
+    """Apply a function to the rows of every teacher."""
+    mapped: list[list[Tensor]] = []
+    for rows_of_teachers in teachers:
+        mapped.append([function(rows) for rows in rows_of_teachers])
+    return mapped
 
 
 def map_given(
@@ -151,46 +169,6 @@ def normalized(
 def _wide_unit_features(features: Tensor) -> Tensor:
     wide_dtype = torch.promote_types(features.dtype, torch.float32)
     return unit_features(features.to(wide_dtype))
-
-
-class Similarities(NamedTuple):
-    """The similarities of n queries and all M candidates: ``[n, M]`` each.
-
-    Attributes:
-        cross: Image-to-text and text-to-image.
-        uni: Image-to-image and text-to-text, where a term needs them.
-        teacher: The teachers', image-to-image and text-to-text, where a term needs them.
-    """
-
-    cross: ImageText
-    uni: MaybeImageText
-    teacher: MaybeImageText
-
-
-def uni_similarities(
-    batch: LossBatch,
-    cross: ImageText,
-) -> Similarities:
-    """Compute the similarities within each modality, beside those across modalities."""
-    return Similarities(
-        cross,
-        _products_given(batch.uni, batch.candidate_uni, batch.rows),
-        _products_given(batch.teacher, batch.teacher, batch.rows),
-    )
-
-
-def _products_given(
-    features: MaybeImageText,
-    candidates: MaybeImageText,
-    rows: slice,
-) -> MaybeImageText:
-    matrices: list[Tensor | None] = []
-    for queries, candidate_features in zip(features, candidates, strict=True):
-        if queries is None or candidate_features is None:
-            matrices.append(None)
-        else:
-            matrices.append(products(queries, candidate_features, rows))
-    return matrices
 
 
 def products(

@@ -5,30 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cusa.data.errors import SettingError
-from cusa.train.settings import Field, Flag, Number, settings
+from cusa.train.loss.rules.settings import (
+    DrSigmoidConfig,
+    FeaturesConfig,
+    GuideConfig,
+    HycdConfig,
+    RuleName,
+    XclrConfig,
+)
+from cusa.train.loss.temperature_settings import (
+    GREATEST_TEMPERATURE,
+    LEAST_TEMPERATURE,
+    Temperature,
+    TemperaturePair,
+)
+from cusa.train.settings import Field, Flag, Number, WholeNumber, settings
 
 if TYPE_CHECKING:  # settings are read without torch
     from torch import Tensor
 
 Divergence = Literal["kl", "cross_entropy"]
 Scaling = Literal["paper", "infonce"]
-Source = Literal["each", "add", "dot"]
+Fusion = Literal["each", "add", "dot"]
+Source = Literal["each", "add", "dot", "cross"]
+TeacherMean = Literal["labels", "similarities"]
 Term = Literal["contrastive", "csa", "usa"]
+SummedTerm = Literal["contrastive", "csa", "usa", "rule"]
 
-ALL_TERMS: tuple[Term, ...] = get_args(Term)
+ALL_TERMS: tuple[SummedTerm, ...] = get_args(SummedTerm)
 TERMS: dict[str, tuple[Term, ...]] = {
     "contrastive": ("contrastive",),
     "csa": ("contrastive", "csa"),
     "usa": ("contrastive", "usa"),
     "cusa": ("contrastive", "csa", "usa"),
+    "rule": (),  # that of loss.rule alone
 }
 
-# Beyond these, float32 softmaxes are one-hot or flat whatever the similarities.
-LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 1e-6, 1_000_000
 GREATEST_WEIGHT = 1_000_000
+
+Weights = tuple[Annotated[Number, Field(gt=0, le=GREATEST_WEIGHT)], ...]
+Taus = tuple[Annotated[Number, Field(ge=LEAST_TEMPERATURE, le=GREATEST_TEMPERATURE)], ...]
 
 
 def check_option(
@@ -71,53 +90,6 @@ def column_divisor(
     return 1
 
 
-@settings
-class Temperature:
-    """A temperature that divides similarities.
-
-    Attributes:
-        init: Initial value, clamped to the bounds like every later one.
-        min: Lower bound.
-        max: Upper bound.
-        learnable: Whether it is trained.
-    """
-
-    init: Number = Field(ge=LEAST_TEMPERATURE, le=GREATEST_TEMPERATURE)
-    min: Number = Field(ge=LEAST_TEMPERATURE, le=GREATEST_TEMPERATURE)
-    max: Number = Field(ge=LEAST_TEMPERATURE, le=GREATEST_TEMPERATURE)
-    learnable: Flag = True
-
-    def __post_init__(self) -> None:
-        """Refuse bounds in the wrong order."""
-        if self.min > self.max:
-            raise SettingError(f"must be at most max, {self.max}; got {self.min}", name="min")
-
-
-@settings
-class TemperaturePair:
-    """Temperatures of the image and the text direction.
-
-    Attributes:
-        image: With images as queries.
-        text: With captions as queries.
-        shared: Whether both directions have one temperature, the mean of the two.
-    """
-
-    image: Temperature
-    text: Temperature
-    shared: Flag
-
-    def mean(self) -> Temperature:
-        """Return the mean of the two, as a shared pair uses it; learnable if either is."""
-        image, text = self.image, self.text
-        return Temperature(
-            init=(image.init + text.init) / 2,
-            min=(image.min + text.min) / 2,
-            max=(image.max + text.max) / 2,
-            learnable=image.learnable or text.learnable,
-        )
-
-
 _TAU_CSA = Temperature(0.45, 0.10, 0.99)
 _TAU_USA = Temperature(0.45, 0.10, 1.00)
 _TAU_SOFT = Temperature(1.0, 0.1, 1.0, learnable=False)
@@ -140,9 +112,25 @@ class LossConfig:
         contrastive_weight: Weight of the contrastive term.
         contrastive_scaling: ``"paper"`` (InfoNCE / B, as published, so that alpha and beta weigh B
             times more) or ``"infonce"``.
+        rule: The label rule of a further term, see docs/rules.md; ``"cusa"``: there is none.
+        rule_weight: Weight of the rule's term, a mean over rows whatever the scalings.
         soft_label_source: Which teacher gives CSA's soft labels, see
             :func:`cusa.train.loss.functions.fuse_similarities`; with ``"add"`` and ``"dot"`` the
-            two directions of CSA share their temperatures.
+            two directions of CSA share their temperatures. ``"cross"``: the cross-modal teachers.
+        top_k: Soft labels keep the so many greatest of each row, and those that equal the last of
+            them; ``None``: all.
+        teacher_mean: What is averaged over several teachers of a modality: their soft ``"labels"``
+            or, before these, their ``"similarities"``.
+        image_teacher_weights: Weights of the image teachers, in their order; empty: equal ones.
+        text_teacher_weights: Weights of the text teachers, in their order; empty: equal ones.
+        cross_teacher_weights: Weights of the cross-modal teachers, in their order; empty: equal
+            ones.
+        image_teacher_taus: Temperatures of the image teachers' soft labels, constants; empty:
+            ``tau_soft``, or that of the rule, for each.
+        text_teacher_taus: Temperatures of the text teachers' soft labels, constants; empty:
+            ``tau_soft``, or that of the rule, for each.
+        cross_teacher_taus: The temperatures that the cross-modal teachers were trained with, such
+            as CLIP's 0.01; empty: 0.01 for each in a rule, ``tau_soft`` in CSA.
         csa_divergence: How CSA compares distributions: ``"kl"`` or ``"cross_entropy"``.
         usa_divergence: How USA compares distributions: ``"kl"`` or ``"cross_entropy"``.
         csa_scaling: Scaling of CSA's cross entropy; ignored for KL.
@@ -154,6 +142,11 @@ class LossConfig:
         tau_soft: Temperatures of the soft labels.
         tau_soft_usa: Temperatures of USA's soft labels, if not CSA's.
         usa_shares_soft: Whether USA uses ``tau_soft`` instead of ``tau_soft_usa``.
+        xclr: Settings of the rule xclr.
+        hycd: Settings of the rule hycd.
+        dr_sigmoid: Settings of the rule dr-sigmoid.
+        guide: Settings of the rules guide and self-guide.
+        features: Settings of the rule features.
     """
 
     terms: tuple[Term, ...] = TERMS["cusa"]
@@ -161,7 +154,17 @@ class LossConfig:
     beta: Number = Field(default=0.5, ge=0, le=GREATEST_WEIGHT)
     contrastive_weight: Number = Field(default=1.0, ge=0, le=GREATEST_WEIGHT)
     contrastive_scaling: Scaling = "paper"
+    rule: RuleName = "cusa"
+    rule_weight: Number = Field(default=1.0, ge=0, le=GREATEST_WEIGHT)
     soft_label_source: Source = "each"
+    top_k: WholeNumber | None = Field(default=None, ge=1, le=1_000_000)
+    teacher_mean: TeacherMean = "labels"
+    image_teacher_weights: Weights = ()
+    text_teacher_weights: Weights = ()
+    cross_teacher_weights: Weights = ()
+    image_teacher_taus: Taus = ()
+    text_teacher_taus: Taus = ()
+    cross_teacher_taus: Taus = ()
     csa_divergence: Divergence = "kl"
     usa_divergence: Divergence = "kl"
     csa_scaling: Scaling = "paper"
@@ -173,15 +176,38 @@ class LossConfig:
     tau_soft: TemperaturePair = _PAPER_TAU_SOFT
     tau_soft_usa: TemperaturePair = _PAPER_TAU_SOFT
     usa_shares_soft: Flag = True
+    xclr: XclrConfig = XclrConfig()
+    hycd: HycdConfig = HycdConfig()
+    dr_sigmoid: DrSigmoidConfig = DrSigmoidConfig()
+    guide: GuideConfig = GuideConfig()
+    features: FeaturesConfig = FeaturesConfig()
 
     def __post_init__(self) -> None:
-        """Refuse a loss without terms, or with a term twice."""
-        if not self.terms or len(set(self.terms)) < len(self.terms):
+        """Refuse a loss without terms or with a term twice, and temperatures without a use."""
+        if not self.summed_terms or len(set(self.terms)) < len(self.terms):
             raise SettingError(
-                f"must be at least one of {', '.join(ALL_TERMS)}, each at most once, got "
-                f"{list(self.terms)}",
+                f"must be at least one of {', '.join(get_args(Term))}, each at most once, or none "
+                f"beside a rule other than cusa, got {list(self.terms)}",
                 name="terms",
             )
+        for modality in ("image", "text"):
+            name = f"{modality}_teacher_taus"
+            if getattr(self, name) and self.teacher_mean == "similarities":
+                raise SettingError(
+                    "must be empty with teacher_mean=similarities, where all teachers of a "
+                    "modality have one temperature",
+                    name=name,
+                )
+
+    @property
+    def summed_terms(self) -> tuple[SummedTerm, ...]:
+        """Return the terms that are summed: ``terms``, and that of a rule other than cusa."""
+        return self.terms if self.rule == "cusa" else (*self.terms, "rule")
+
+    @property
+    def term_titles(self) -> tuple[str, ...]:
+        """Return the summed terms by name, a rule's by that of the rule."""
+        return self.terms if self.rule == "cusa" else (*self.terms, self.rule)
 
     @classmethod
     def from_published(cls, settings: Path | str | Mapping[str, Any]) -> LossConfig:
@@ -207,7 +233,7 @@ class LossConfig:
         self,
         n_pairs: int,
         n_candidates: int | Tensor,
-    ) -> dict[Term, float | Tensor]:
+    ) -> dict[SummedTerm, float | Tensor]:
         """Return the weight of one row of one direction in the total, for each term in use.
 
         The two directions are averaged, and so are the B rows; see also :func:`column_divisor`.
@@ -216,15 +242,28 @@ class LossConfig:
             n_pairs: The number of pairs B.
             n_candidates: The number of candidates of each, a whole number or a scalar.
         """
-        weights = {"contrastive": self.contrastive_weight, "csa": self.alpha, "usa": self.beta}
-        row_weights: dict[Term, float | Tensor] = {}
+        row_weights: dict[SummedTerm, float | Tensor] = {}
         for term in self.terms:
             divisor = column_divisor(
                 self.divergence(term), getattr(self, f"{term}_scaling"), n_candidates
             )
             # Divide one after another: dividing by the product would round differently.
-            row_weights[term] = weights[term] / 2 / n_pairs / divisor
+            row_weights[term] = self.weights[term] / 2 / n_pairs / divisor
+        if self.rule != "cusa":
+            row_weights["rule"] = self.rule_weight / 2 / n_pairs
+        if self.rule == "hycd":
+            row_weights["rule"] *= self.hycd.temperature**2
         return row_weights
+
+    @property
+    def weights(self) -> dict[SummedTerm, float]:
+        """Return the weights of all terms, whether they are summed or not."""
+        return {
+            "contrastive": self.contrastive_weight,
+            "csa": self.alpha,
+            "usa": self.beta,
+            "rule": self.rule_weight,
+        }
 
     def divergence(self, term: Term) -> Divergence:
         """Return how a term compares the student's distributions with their targets."""
@@ -243,17 +282,20 @@ class LossConfig:
         Args:
             batch_size: The number of pairs B.
         """
-        contrastive_alone = replace(self, terms=("contrastive",), contrastive_weight=1.0)
+        contrastive_alone = replace(
+            self, terms=("contrastive",), contrastive_weight=1.0, rule="cusa"
+        )
         unit = float(contrastive_alone.row_weights(batch_size, batch_size)["contrastive"])
         weights = self.row_weights(batch_size, batch_size)
         return {term: float(weight) / unit for term, weight in weights.items()}
 
-    def temperature_names(self, term: Term) -> tuple[str, str]:
+    def temperature_names(self, term: SummedTerm) -> tuple[str, str]:
         """Return the names of a term's temperatures: the student's and the soft labels'.
 
-        The contrastive term has no soft labels, so that both are the student's.
+        The contrastive term has no soft labels, and those of a rule have constant temperatures, so
+        that both are the student's.
         """
-        if term == "contrastive":
+        if term in ("contrastive", "rule"):
             return "tau", "tau"
         if term == "csa":
             return "tau_csa", "tau_soft"
@@ -267,7 +309,7 @@ class LossConfig:
         both directions, and so are the temperatures that CSA uses with them.
         """
         names_in_use: set[str] = set()
-        for term in self.terms:
+        for term in self.summed_terms:
             names_in_use.update(self.temperature_names(term))
         temperatures: dict[str, Temperature | TemperaturePair] = {}
         if "tau" in names_in_use:
@@ -277,7 +319,7 @@ class LossConfig:
                 continue
             pair: TemperaturePair = getattr(self, name)
             # Both directions have the same labels: two temperatures could only disagree.
-            if self.soft_label_source != "each" and name in ("tau_csa", "tau_soft"):
+            if self.soft_label_source in ("add", "dot") and name in ("tau_csa", "tau_soft"):
                 pair = replace(pair, shared=True)
             temperatures[name] = pair
         return temperatures

@@ -1,4 +1,4 @@
-"""The CUSA loss (Huang et al., AAAI 2024): contrastive, CSA and USA.
+"""The CUSA loss (Huang et al., AAAI 2024): contrastive, CSA and USA; and other label rules.
 
 :class:`CUSALoss` is the whole loss with its temperatures, on embeddings or on a similarity matrix;
 its terms as functions of similarity matrices are in :mod:`cusa.train.loss.functions`.
@@ -10,29 +10,25 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.train.loss.arrays import Rows
 from cusa.train.loss.batch import (
     Candidates,
-    ImageText,
     LossBatch,
-    MaybeImageText,
-    Similarities,
     in_one_dtype,
     normalized,
     products,
-    uni_similarities,
 )
-from cusa.train.loss.config import ALL_TERMS, LossConfig, Term, check_option
-from cusa.train.loss.functions import (
-    contrastive_targets,
-    fuse_similarities,
-    soft_label_sum,
-)
+from cusa.train.loss.config import LossConfig, check_option
+from cusa.train.loss.dense import contrastive_term, dense_loss
 from cusa.train.loss.gather import GatherGroup
 from cusa.train.loss.inputs import require_tensors, take_batch
+from cusa.train.loss.teacher_inputs import (
+    CrossTeachers,
+    TeacherArgument,
+    with_mean_similarities,
+)
 from cusa.train.loss.temperatures import LossTemperatures, UsedTemperatures
 from cusa.train.loss.tiled import tiled_loss
 
@@ -53,13 +49,15 @@ class LossTerms(NamedTuple):
     contrastive: Tensor
     csa: Tensor
     usa: Tensor
+    rule: Tensor
 
 
 class CUSALoss(LossTemperatures):
     """The CUSA loss; owns the temperatures.
 
-    ``L = L_con + alpha * L_csa + beta * L_usa`` (paper, section 3). Temperatures are clamped to
-    their bounds before every use; one that sits on a bound keeps its gradient.
+    ``L = L_con + alpha * L_csa + beta * L_usa`` (paper, section 3), of which ``config.terms`` are
+    summed, and ``rule_weight`` times the term of ``config.rule`` (docs/rules.md). Temperatures are
+    clamped to their bounds before every use; one that sits on a bound keeps its gradient.
 
     Args:
         config: Settings; ``None``: the paper's for CLIP.
@@ -109,10 +107,11 @@ class CUSALoss(LossTemperatures):
         text_features: Tensor,
         uni_image_features: Tensor | None = None,
         uni_text_features: Tensor | None = None,
-        teacher_image: Rows | None = None,
-        teacher_text: Rows | None = None,
+        teacher_image: TeacherArgument = None,
+        teacher_text: TeacherArgument = None,
         image_ids: Rows | None = None,
         candidates: Candidates | None = None,
+        cross_teachers: CrossTeachers = None,
     ) -> LossTerms:
         """Return the loss of B pairs.
 
@@ -131,13 +130,15 @@ class CUSALoss(LossTemperatures):
                 ``teacher_image``.
             uni_text_features: float ``[B, d'']`` from the uni-modal text head; USA needs it beside
                 ``teacher_text``.
-            teacher_image: float ``[M, e]`` of the image teacher; CSA and USA need it or the other
-                one. No gradient flows into it.
-            teacher_text: float ``[M, e']`` of the text teacher.
+            teacher_image: float ``[M, e]`` of the image teacher, or a list of those of several; CSA
+                and USA need it or the other one. No gradient flows into it.
+            teacher_text: float ``[M, e']`` of the text teacher, or a list of those of several.
             image_ids: integers ``[M]``, the image of each candidate; ``None``: all different.
             candidates: The M candidates that the pairs are compared with, such as those of a
                 momentum queue; ``None``: the B pairs themselves, and M is B. Not with ``gather`` on
                 several ranks, where each rank's queue has the pairs of all of them already.
+            cross_teachers: For each cross-modal teacher (a dual encoder), its image rows and its
+                text rows, float ``[M, e]``; some rules need them. No gradient flows into them.
 
         Raises:
             EmbeddingsError: If a term lacks an input, sizes differ, features are not tensors, or a
@@ -154,6 +155,7 @@ class CUSALoss(LossTemperatures):
             cross=(image_features, text_features),
             uni=(uni_image_features, uni_text_features),
             teacher=(teacher_image, teacher_text),
+            cross_teachers=cross_teachers,
             image_ids=image_ids,
             candidates=candidates,
             config=self.config,
@@ -172,7 +174,7 @@ class CUSALoss(LossTemperatures):
 
         # Soft labels are close together: half precision would round their differences away.
         with torch.autocast(image_features.device.type, enabled=False):
-            batch = in_one_dtype(normalized(batch, with_cross=self.normalize))
+            batch = self._prepared(batch, with_cross=self.normalize)
             if group is not None:
                 batch = _gathered(batch, group)
             taus = self.used_temperatures(group, batch.cross[0].dtype)
@@ -189,9 +191,10 @@ class CUSALoss(LossTemperatures):
         similarity: Tensor,
         uni_image_features: Tensor | None = None,
         uni_text_features: Tensor | None = None,
-        teacher_image: Rows | None = None,
-        teacher_text: Rows | None = None,
+        teacher_image: TeacherArgument = None,
+        teacher_text: TeacherArgument = None,
         image_ids: Rows | None = None,
+        cross_teachers: CrossTeachers = None,
     ) -> LossTerms:
         """Return the same loss for a model whose similarity is not a dot product.
 
@@ -205,6 +208,7 @@ class CUSALoss(LossTemperatures):
             teacher_image: As in :meth:`forward`.
             teacher_text: As in :meth:`forward`.
             image_ids: As in :meth:`forward`.
+            cross_teachers: As in :meth:`forward`.
 
         Raises:
             EmbeddingsError: As in :meth:`forward`, or if ``similarity`` is empty or not square.
@@ -224,6 +228,7 @@ class CUSALoss(LossTemperatures):
             cross=(similarity, similarity.T),
             uni=(uni_image_features, uni_text_features),
             teacher=(teacher_image, teacher_text),
+            cross_teachers=cross_teachers,
             image_ids=image_ids,
             candidates=None,
             config=self.config,
@@ -231,9 +236,18 @@ class CUSALoss(LossTemperatures):
         if fault is not None:
             raise fault
         with torch.autocast(similarity.device.type, enabled=False):
-            batch = in_one_dtype(normalized(batch, with_cross=False))
+            batch = self._prepared(batch, with_cross=False)
             taus = self.used_temperatures(None, batch.cross[0].dtype)
-            return self._dense(uni_similarities(batch, batch.cross), batch, taus)
+            return LossTerms(*dense_loss(batch, batch.cross, taus, self.config))
+
+    def _prepared(
+        self,
+        batch: LossBatch,
+        with_cross: bool,
+    ) -> LossBatch:
+        """Return the batch in one dtype, normalised, with the teachers that are averaged as one."""
+        unit_batch = in_one_dtype(normalized(batch, with_cross))
+        return with_mean_similarities(unit_batch, self.config)
 
     def _share(
         self,
@@ -245,7 +259,7 @@ class CUSALoss(LossTemperatures):
             return LossTerms(*tiled_loss(batch, taus, self.config, self.tile_rows))
         image, text = batch.cross
         candidate_image, candidate_text = batch.candidate_cross
-        if self.config.terms == ("contrastive",):
+        if self.config.summed_terms == ("contrastive",):
             # Divide [N, d] by the temperature instead of [n, M], as open_clip does.
             inverse_tau = taus["contrastive"].student[0].reciprocal()
             image = image * inverse_tau
@@ -254,81 +268,20 @@ class CUSALoss(LossTemperatures):
             products(image, candidate_text, batch.rows),
             products(text, candidate_image, batch.rows),
         ]
-        if self.config.terms == ("contrastive",):
-            contrastive = self._contrastive(cross, batch)
+        if self.config.summed_terms == ("contrastive",):
+            contrastive = contrastive_term(cross, batch, self.config)
             zero = contrastive.new_zeros(())
-            return _with_total(contrastive, csa=zero, usa=zero)
-        return self._dense(uni_similarities(batch, cross), batch, taus)
+            return LossTerms(contrastive, contrastive.detach(), zero, zero, zero)
+        return LossTerms(*dense_loss(batch, cross, taus, self.config))
 
     def _takes_tiles(self, batch: LossBatch) -> bool:
         if self.method != "auto":
             return self.method == "tiled"
         least = TILED_FROM
-        if self.config.terms == ("contrastive",):
+        if self.config.summed_terms == ("contrastive",):
             least = 8 * TILED_FROM
         n_queries = batch.rows.stop - batch.rows.start
         return n_queries * len(batch.candidate_cross[0]) >= least**2
-
-    def _dense(
-        self,
-        similarity: Similarities,
-        batch: LossBatch,
-        taus: UsedTemperatures,
-    ) -> LossTerms:
-        """Return what some queries add to the loss, from their similarities."""
-        values = dict.fromkeys(ALL_TERMS, similarity.cross[0].new_zeros(()))
-        if "contrastive" in taus:
-            pairs = zip(similarity.cross, taus["contrastive"].student, strict=True)
-            logits = [cross / tau for cross, tau in pairs]
-            values["contrastive"] = self._contrastive(logits, batch)
-        if "csa" in taus:
-            image, text = similarity.teacher
-            if image is not None and text is not None:
-                image, text = fuse_similarities(image, text, self.config.soft_label_source)
-            values["csa"] = self._soft_label_term(
-                "csa", similarity.cross, (image, text), batch, taus
-            )
-        if "usa" in taus:
-            values["usa"] = self._soft_label_term(
-                "usa", similarity.uni, similarity.teacher, batch, taus
-            )
-        return _with_total(**values)
-
-    def _soft_label_term(
-        self,
-        term: Term,
-        student: MaybeImageText,
-        teacher: MaybeImageText,
-        batch: LossBatch,
-        taus: UsedTemperatures,
-    ) -> Tensor:
-        """Return CSA or USA, in the directions that have a teacher, weighted."""
-        weight = self.config.row_weights(len(batch.cross[0]), batch.n_candidates)[term]
-        divergence = self.config.divergence(term)
-        total = batch.cross[0].new_zeros(())
-        for similarity, labels, tau, tau_soft in zip(student, teacher, *taus[term], strict=True):
-            if similarity is None or labels is None:
-                # A gradient of zero instead of none: DDP waits for that of every parameter.
-                total = total + 0 * (tau + tau_soft)
-                continue
-            total = total + soft_label_sum(
-                batch.hide_absent(similarity), batch.hide_absent(labels), tau, tau_soft, divergence
-            )
-        return weight * total
-
-    def _contrastive(
-        self,
-        logits: ImageText,
-        batch: LossBatch,
-    ) -> Tensor:
-        """Return the contrastive term, both directions, weighted."""
-        weight = self.config.row_weights(len(batch.cross[0]), batch.n_candidates)["contrastive"]
-        targets = contrastive_targets(batch.image_ids, batch.rows, logits[0], batch.mask)
-        total = batch.cross[0].new_zeros(())
-        for direction in logits:
-            visible = batch.hide_absent(direction)
-            total = total + F.cross_entropy(visible, targets, reduction="sum")
-        return weight * total
 
 
 def _gathered(
@@ -341,12 +294,3 @@ def _gathered(
         # int64: the ranks' ids may be of different types.
         ids = group.all_rows(ids.long())
     return batch.map(group.gather)._replace(image_ids=ids, rows=group.rows)
-
-
-def _with_total(
-    contrastive: Tensor,
-    csa: Tensor,
-    usa: Tensor,
-) -> LossTerms:
-    total = contrastive + csa + usa
-    return LossTerms(total, contrastive.detach(), csa.detach(), usa.detach())

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from cusa.data.errors import EmbeddingsError
 from cusa.train.loss.arrays import Rows, as_ids, as_rows
-from cusa.train.loss.config import Divergence, Scaling, Source, check_option, column_divisor
+from cusa.train.loss.config import Divergence, Fusion, Scaling, check_option, column_divisor
+from cusa.train.loss.rules.soft_labels import fused
+from cusa.train.loss.rules.tile import same_image_labels
 
 
 def soft_labels(
@@ -36,7 +38,7 @@ def soft_labels(
 def fuse_similarities(
     image_similarity: Rows,
     text_similarity: Rows,
-    source: Source,
+    source: Fusion,
 ) -> tuple[Tensor, Tensor]:
     """Return the teacher similarities behind the soft labels of CSA's two directions.
 
@@ -56,18 +58,14 @@ def fuse_similarities(
         SettingError: If ``source`` is none of these.
         EmbeddingsError: If the two differ in shape.
     """
-    check_option("source", source, Source)
+    check_option("source", source, Fusion)
     image_teacher = _teacher_similarity(image_similarity, text_similarity)
     text_teacher = _teacher_similarity(text_similarity, image_teacher)
     _check_size("text_similarity", text_teacher, image_teacher)
     if source == "each":
         return image_teacher, text_teacher
-    if source == "add":
-        fused = (image_teacher + text_teacher) / 2
-    else:
-        # Two negative similarities must not multiply to a positive one.
-        fused = (image_teacher.clamp_min(0) * text_teacher.clamp_min(0)).sqrt()
-    return fused, fused
+    similarity = fused(image_teacher, text_teacher, source)
+    return similarity, similarity
 
 
 def soft_label_loss(
@@ -159,9 +157,24 @@ def soft_label_sum(
 ) -> Tensor:
     """Return the divergence of :func:`soft_label_loss`, summed over queries: a scalar."""
     teacher = _teacher_similarity(teacher_similarity, similarity)
+    return divergence_sum(similarity / tau, teacher / tau_soft, divergence)
+
+
+def divergence_sum(
+    logits: Tensor,
+    label_logits: Tensor,
+    divergence: Divergence,
+) -> Tensor:
+    """Return the divergence of two softmax distributions, summed over queries: a scalar.
+
+    Args:
+        logits: float ``[n, m]`` of the student.
+        label_logits: float ``[n, m]`` of the targets.
+        divergence: ``"kl"`` or ``"cross_entropy"``.
+    """
     # Stay in logarithms: a small probability would underflow, and its logarithm be infinite.
-    log_student = F.log_softmax(similarity / tau, dim=-1)
-    log_labels = F.log_softmax(teacher / tau_soft, dim=-1)
+    log_student = F.log_softmax(logits, dim=-1)
+    log_labels = F.log_softmax(label_logits, dim=-1)
     labels = log_labels.exp()
     if divergence == "kl":
         return (labels * (log_labels - log_student)).sum()
@@ -215,33 +228,9 @@ def contrastive_targets(
 
     Returns:
         int64 ``[n]``, the position of each query's own candidate; with ids, the ``[n, m]`` of
-        :func:`same_image_targets`.
+        :func:`cusa.train.loss.rules.tile.same_image_labels`.
     """
     if image_ids is None:
         # Positions are cheaper than a matrix of targets.
         return torch.arange(queries.start, queries.stop, device=reference.device)
-    return same_image_targets(image_ids, queries, reference.dtype, mask)
-
-
-def same_image_targets(
-    image_ids: Tensor,
-    queries: slice,
-    dtype: torch.dtype,
-    mask: Tensor | None,
-) -> Tensor:
-    """Return uniform distributions over the candidates of each query's image.
-
-    Args:
-        image_ids: int64 ``[m]``.
-        queries: The n queries, as positions in ``image_ids``.
-        dtype: The dtype of the result.
-        mask: bool ``[m]``: which candidates there are; ``None``: all.
-
-    Returns:
-        ``[n, m]``; every row sums to one.
-    """
-    is_positive = image_ids[queries, None] == image_ids
-    if mask is not None:
-        is_positive = is_positive & mask
-    weights = is_positive.to(dtype)
-    return weights / weights.sum(dim=-1, keepdim=True)
+    return same_image_labels(image_ids, queries, reference.dtype, mask)

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cusa.data.errors import EmbeddingsError, SettingError
+from cusa.train.loss.teacher_inputs import MOST_TEACHER_ROWS
 
-_MOST_TENSORS = 6  # of each modality: features of two heads, and teacher rows
+_MOST_TENSORS = 4 + MOST_TEACHER_ROWS  # features of two heads and two modalities, teacher rows
 
 
 class GatherGroup:

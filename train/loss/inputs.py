@@ -8,18 +8,27 @@ import torch
 from torch import Tensor
 
 from cusa.data.errors import EmbeddingsError
-from cusa.train.loss.arrays import Rows, as_ids, as_mask, as_rows, rows_in_words
+from cusa.train.loss.arrays import Rows, as_ids, as_mask, rows_in_words
 from cusa.train.loss.batch import (
     NEITHER,
+    NO_TEACHER,
     Candidates,
     ImageText,
     LossBatch,
     MaybeImageText,
     map_given,
+    map_rows,
 )
 from cusa.train.loss.config import LossConfig
+from cusa.train.loss.teacher_inputs import (
+    MODALITIES,
+    CrossTeachers,
+    TeacherArgument,
+    check_teacher_rows,
+    named_rows,
+    with_teachers,
+)
 
-_MODALITIES = ("image", "text")
 _CANDIDATE_FEATURES = tuple(f"candidates.{field}" for field in Candidates._fields[:4])
 
 
@@ -46,7 +55,8 @@ def require_tensors(**features: object) -> None:
 def take_batch(
     cross: ImageText,
     uni: MaybeImageText,
-    teacher: Sequence[Rows | None],
+    teacher: Sequence[TeacherArgument],
+    cross_teachers: CrossTeachers,
     image_ids: Rows | None,
     candidates: Candidates | None,
     config: LossConfig,
@@ -56,7 +66,9 @@ def take_batch(
     Args:
         cross: Features or similarities ``[B, ...]`` from the cross-modal heads.
         uni: Features ``[B, ...]`` from the uni-modal heads, if given.
-        teacher: Teacher rows of the M candidates ``[M, ...]``, if given.
+        teacher: Rows of the M candidates ``[M, ...]`` of image teachers and of text teachers, one
+            or several each, if given.
+        cross_teachers: Image rows and text rows of each cross-modal teacher, if given.
         image_ids: The image of each candidate, integers ``[M]``, if given.
         candidates: The M candidates; ``None``: the B pairs themselves.
         config: Settings of the loss.
@@ -66,19 +78,16 @@ def take_batch(
         error is not raised here: with ``gather``, other ranks would wait forever.
     """
     own_rows = slice(0, len(cross[0]))
-    bare = LossBatch(cross, NEITHER, cross, NEITHER, NEITHER, None, None, own_rows)
+    bare = LossBatch(cross, NEITHER, cross, NEITHER, NO_TEACHER, NO_TEACHER, None, None, own_rows)
     try:
         batch = bare
         if candidates is not None:
             batch = _with_candidates(bare, candidates)
-        batch = _with_teacher(batch, teacher, image_ids, config)
+        batch = _with_ids(batch, image_ids)
+        batch = with_teachers(batch, teacher, cross_teachers, config)
         if "usa" in config.terms:
             batch = _with_uni(batch, uni, candidates)
-        # These checks depend on values, which would break a compiled graph.
-        if not torch.compiler.is_compiling():
-            _check_sizes(batch)
-            _check_mask(batch)
-            _check_teacher_rows(batch)
+        _check(batch)
         return _with_empty_slots(batch), None
     except EmbeddingsError as error:
         return bare, error
@@ -105,44 +114,15 @@ def _with_candidates(
     return batch._replace(candidate_cross=cross, mask=mask)
 
 
-def _with_teacher(
+def _with_ids(
     batch: LossBatch,
-    teacher: Sequence[Rows | None],
     image_ids: Rows | None,
-    config: LossConfig,
 ) -> LossBatch:
-    """Add teacher rows, of both modalities or of one, and image ids."""
-    n_candidates = len(batch.candidate_cross[0])
-    device = batch.cross[0].device
-    teacher_rows: list[Tensor | None] = []
-    for modality, rows in zip(_MODALITIES, teacher, strict=True):
-        if rows is None:
-            teacher_rows.append(None)
-            continue
-        tensor = as_rows(rows, device, f"teacher_{modality}", (n_candidates, None))
-        # No gradient flows into the teacher.
-        teacher_rows.append(tensor.detach())
-    ids = None
-    if image_ids is not None:
-        ids = as_ids(image_ids, device, "image_ids", (n_candidates,))
-    batch = batch._replace(image_ids=ids)
-    if config.terms == ("contrastive",):
+    if image_ids is None:
         return batch
-
-    missing = [name for name, rows in zip(_MODALITIES, teacher_rows, strict=True) if rows is None]
-    if len(missing) == 2:
-        raise EmbeddingsError(
-            "CSA and USA need teacher_image, teacher_text or both; give the teachers' rows, or "
-            "leave both terms out of LossConfig.terms",
-            name="teacher_image",
-        )
-    if missing and "csa" in config.terms and config.soft_label_source != "each":
-        raise EmbeddingsError(
-            f"soft_label_source={config.soft_label_source!r} fuses both teachers' similarities; "
-            f"give teacher_{missing[0]}, or set soft_label_source='each'",
-            name=f"teacher_{missing[0]}",
-        )
-    return batch._replace(teacher=teacher_rows)
+    n_candidates = len(batch.candidate_cross[0])
+    ids = as_ids(image_ids, batch.cross[0].device, "image_ids", (n_candidates,))
+    return batch._replace(image_ids=ids)
 
 
 def _with_uni(
@@ -165,12 +145,21 @@ def _where_taught(
 ) -> MaybeImageText:
     """Return features of the modalities that have a teacher, and refuse to do without them."""
     taught: list[Tensor | None] = []
-    for modality, rows, teacher in zip(_MODALITIES, features, batch.teacher, strict=True):
+    for modality, rows, teacher in zip(MODALITIES, features, batch.teacher, strict=True):
         name = f"{prefix}uni_{modality}_features"
-        if teacher is not None and rows is None:
+        if teacher and rows is None:
             raise EmbeddingsError(f"USA needs {name} beside teacher_{modality}", name=name)
-        taught.append(None if teacher is None else rows)
+        taught.append(rows if teacher else None)
     return taught
+
+
+def _check(batch: LossBatch) -> None:
+    # The checks depend on values, which would break a compiled graph.
+    if torch.compiler.is_compiling():
+        return
+    _check_sizes(batch)
+    _check_mask(batch)
+    check_teacher_rows(batch)
 
 
 def _check_sizes(batch: LossBatch) -> None:
@@ -192,11 +181,10 @@ def _check_sizes(batch: LossBatch) -> None:
             raise EmbeddingsError(
                 f"{name} must be [{n_rows}, {columns}], got {list(tensor.shape)}", name=name
             )
-    for modality, rows in zip(_MODALITIES, batch.teacher, strict=True):
-        if rows is not None and not rows.is_floating_point():
+    for name, rows, _ in named_rows(batch.teacher, batch.cross_teacher):
+        if not rows.is_floating_point():
             raise EmbeddingsError(
-                f"teacher_{modality} must be of a floating-point type, got {rows.dtype}",
-                name=f"teacher_{modality}",
+                f"{name} must be of a floating-point type, got {rows.dtype}", name=name
             )
     if batch.image_ids is not None and batch.image_ids.shape != (n_candidates,):
         raise EmbeddingsError(
@@ -211,14 +199,14 @@ def _expected_sizes(batch: LossBatch) -> Iterator[tuple[str, Tensor, int, int | 
     n_candidates = len(batch.candidate_cross[0])
     has_candidates = batch.candidate_cross is not batch.cross
     dim = None
-    for modality, features in zip(_MODALITIES, batch.cross, strict=True):
+    for modality, features in zip(MODALITIES, batch.cross, strict=True):
         yield f"{modality}_features", features, n_pairs, dim
         # Both modalities are compared with each other.
         dim = features.shape[-1]
     if has_candidates:
-        for modality, features in zip(_MODALITIES, batch.candidate_cross, strict=True):
+        for modality, features in zip(MODALITIES, batch.candidate_cross, strict=True):
             yield f"candidates.{modality}_features", features, n_candidates, dim
-    for number, modality in enumerate(_MODALITIES):
+    for number, modality in enumerate(MODALITIES):
         uni = batch.uni[number]
         if uni is not None:
             yield f"uni_{modality}_features", uni, n_pairs, None
@@ -226,9 +214,8 @@ def _expected_sizes(batch: LossBatch) -> Iterator[tuple[str, Tensor, int, int | 
         if has_candidates and uni is not None and candidate_uni is not None:
             name = f"candidates.uni_{modality}_features"
             yield name, candidate_uni, n_candidates, uni.shape[-1]
-        teacher = batch.teacher[number]
-        if teacher is not None:
-            yield f"teacher_{modality}", teacher, n_candidates, None
+    for name, rows, columns in named_rows(batch.teacher, batch.cross_teacher):
+        yield name, rows, n_candidates, columns
 
 
 def _check_mask(batch: LossBatch) -> None:
@@ -253,36 +240,6 @@ def _check_mask(batch: LossBatch) -> None:
         )
 
 
-def _check_teacher_rows(batch: LossBatch) -> None:
-    """Refuse teacher rows that cannot be normalised."""
-    usable: dict[str, Tensor] = {}
-    for modality, rows in zip(_MODALITIES, batch.teacher, strict=True):
-        if rows is not None:
-            is_usable = _can_be_normalized(rows)
-            usable[modality] = is_usable if batch.mask is None else is_usable | ~batch.mask
-    # Wait for a GPU once, not once per modality.
-    if not usable or torch.stack([is_usable.all() for is_usable in usable.values()]).all():
-        return
-    for modality, is_usable in usable.items():
-        row_numbers = (~is_usable).nonzero().flatten().tolist()
-        if not row_numbers:
-            continue
-        location = rows_in_words(row_numbers)
-        raise EmbeddingsError(
-            f"the {modality} teacher's {location} of the batch are zero or have no finite length "
-            f"({len(row_numbers)} of {len(is_usable)}); leave these pairs out, or make the rows "
-            "again",
-            location=location,
-            name=f"teacher_{modality}",
-        )
-
-
-def _can_be_normalized(rows: Tensor) -> Tensor:
-    """Return which rows have a finite length that is not zero: bool ``[n]``."""
-    lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return (lengths > 0) & lengths.isfinite()
-
-
 def _with_empty_slots(batch: LossBatch) -> LossBatch:
     """Put zeros into the empty slots: NaN would remain NaN when multiplied by zero."""
     if batch.mask is None:
@@ -295,5 +252,6 @@ def _with_empty_slots(batch: LossBatch) -> LossBatch:
     return batch._replace(
         candidate_cross=[empty(features) for features in batch.candidate_cross],
         candidate_uni=map_given(empty, batch.candidate_uni),
-        teacher=map_given(empty, batch.teacher),
+        teacher=map_rows(empty, batch.teacher),
+        cross_teacher=map_rows(empty, batch.cross_teacher),
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cusa.train.loss.batch import ImageText
-from cusa.train.loss.config import ALL_TERMS, LossConfig, Temperature, Term
+from cusa.train.loss.config import ALL_TERMS, LossConfig, SummedTerm, Temperature
 from cusa.train.loss.gather import GatherGroup
+from cusa.train.loss.rules.settings import Bias
 
 
 class TermTemperatures(NamedTuple):
@@ -18,18 +19,22 @@ class TermTemperatures(NamedTuple):
     Attributes:
         student: They divide the student's similarities.
         soft_labels: They divide the teacher's similarities; the contrastive term, which uses no
-            teacher, repeats the student's.
+            teacher, and a rule, whose soft labels have constant ones, repeat the student's.
+        bias: What a rule adds to the student's logits, a scalar; ``None``: nothing.
     """
 
     student: ImageText
     soft_labels: ImageText
+    bias: Tensor | None = None
 
 
-UsedTemperatures = dict[Term, TermTemperatures]  # for the terms in use, in the order of ALL_TERMS
+UsedTemperatures = dict[
+    SummedTerm, TermTemperatures
+]  # for the terms in use, in the order of ALL_TERMS
 
 
 class LossTemperatures(nn.Module):
-    """The temperatures that a loss's terms use, under the names of their settings.
+    """The temperatures that a loss's terms use, under the names of their settings, and a bias.
 
     Learnable temperatures are parameters, the others buffers. A pair that is not shared is two of
     them, with ``_image`` and ``_text`` appended to the name.
@@ -41,7 +46,7 @@ class LossTemperatures(nn.Module):
     def __init__(self, config: LossConfig) -> None:
         super().__init__()
         self.config = config
-        self._settings: dict[str, Temperature] = {}
+        self._settings: dict[str, Temperature | Bias] = {}
         for name, setting in config.temperatures_in_use().items():
             if isinstance(setting, Temperature):
                 self._add(name, setting)
@@ -50,11 +55,13 @@ class LossTemperatures(nn.Module):
             else:
                 self._add(f"{name}_image", setting.image)
                 self._add(f"{name}_text", setting.text)
+        if config.rule == "dr-sigmoid":
+            self._add("sigmoid_bias", config.dr_sigmoid.bias)
 
     def _add(
         self,
         name: str,
-        setting: Temperature,
+        setting: Temperature | Bias,
     ) -> None:
         self._settings[name] = setting
         value = torch.tensor(float(setting.init))
@@ -129,7 +136,12 @@ class LossTemperatures(nn.Module):
 
         used: UsedTemperatures = {}
         for term in ALL_TERMS:
-            if term in self.config.terms:
-                names = self.config.temperature_names(term)
-                used[term] = TermTemperatures(*map(pair, names))
+            if term in self.config.summed_terms:
+                student, soft_labels = self.config.temperature_names(term)
+                used[term] = TermTemperatures(pair(student), pair(soft_labels))
+        if "rule" in used:
+            tau = by_name["tau"]
+            if self.config.rule == "hycd" and self.config.hycd.temperature != 1:
+                tau = tau * self.config.hycd.temperature
+            used["rule"] = TermTemperatures((tau, tau), (tau, tau), by_name.get("sigmoid_bias"))
         return used

@@ -10,16 +10,21 @@ multiply these gradients by one factor.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cusa.train.loss.batch import LossBatch
-from cusa.train.loss.config import ALL_TERMS, LossConfig, Term
-from cusa.train.loss.functions import fuse_similarities, same_image_targets
+from cusa.train.loss.config import ALL_TERMS, Divergence, LossConfig, SummedTerm
+from cusa.train.loss.rules.registry import RULES
+from cusa.train.loss.rules.soft_labels import csa_labels, label_slope, usa_labels
+from cusa.train.loss.rules.tile import HIDDEN, Tile
 from cusa.train.loss.temperatures import UsedTemperatures
+from cusa.train.loss.tiles import as_product, make_tile
 
 _LEAST_TILE_ROWS = 16
 _CPU_TILE_NUMBERS = 2**21  # similarities in a tile that fits a CPU's caches
@@ -42,7 +47,8 @@ def tiled_loss(
         tile_rows: Rows of a tile; ``None``: as many as suit the device.
 
     Returns:
-        Four scalars: their sum, which alone has a gradient, and the contrastive term, CSA and USA.
+        Five scalars: their sum, which alone has a gradient, and the terms in the order of
+        ``ALL_TERMS``.
     """
     if tile_rows is None:
         candidates = batch.candidate_cross[0]
@@ -100,24 +106,20 @@ class _Targets(NamedTuple):
 
     Attributes:
         probabilities: ``[n, m]``.
-        negative_entropy: ``sum_j p log p``, wide ``[n]``; 0 for the contrastive term.
-        logits: ``[n, m]``, whose softmax the probabilities are: the teacher's similarities divided
-            by tau; ``None`` for the contrastive term.
-        tau: The soft labels' temperature, a scalar; ``None`` for the contrastive term.
+        negative_entropy: ``sum_j p log p``, wide ``[n]``; 0 for hard labels.
+        logits: ``[n, m]``, whose softmax the probabilities are; ``None`` for hard labels.
+        slope: ``[n, m]``: tau times the derivative of the logits with respect to tau; ``None`` if
+            no gradient is needed.
+        tau: The soft labels' temperature, a scalar, if it may be learnable.
+        kept: bool ``[n, m]``: the candidates that stay in the softmax; ``None``: all.
     """
 
     probabilities: Tensor
     negative_entropy: Tensor | float = 0.0
     logits: Tensor | None = None
+    slope: Tensor | None = None
     tau: Tensor | None = None
-
-
-class _TileTerm(NamedTuple):
-    """A term on one tile: its name, the student's temperature and the targets."""
-
-    name: Term
-    tau: Tensor
-    targets: _Targets
+    kept: Tensor | None = None
 
 
 @dataclass
@@ -146,14 +148,16 @@ class _Sweeps:
         # takes one gradient for each input.
         features = (batch.cross, batch.uni, batch.candidate_cross, batch.candidate_uni)
         distinct: dict[int, Tensor] = {}
-        for pair in (*features, *itertools.chain(*self.taus.values())):
-            for tensor in pair:
-                if tensor is not None:
-                    distinct[id(tensor)] = tensor
+        scalars: list[Tensor | None] = []
+        for student_taus, soft_taus, bias in self.taus.values():
+            scalars += [*student_taus, *soft_taus, bias]
+        for tensor in (*itertools.chain(*features), *scalars):
+            if tensor is not None:
+                distinct[id(tensor)] = tensor
         self.inputs = list(distinct.values())
 
     def run(self, needs_gradient: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the terms, ``[3]``, and the gradients of their sum.
+        """Return the terms, ``[4]``, and the gradients of their sum.
 
         Args:
             needs_gradient: Whether each of the inputs needs its gradient.
@@ -163,7 +167,7 @@ class _Sweeps:
         for tensor, is_needed in zip(self.inputs, needs_gradient, strict=True):
             if is_needed:
                 self._gradients[id(tensor)] = torch.zeros_like(tensor)
-        self._values: dict[Term, Tensor] = {}
+        self._values: dict[SummedTerm, Tensor] = {}
         for term in self._weights:
             self._values[term] = image_features.new_zeros((), dtype=self._wide)
 
@@ -183,72 +187,66 @@ class _Sweeps:
     def _add_tile(
         self,
         modality: int,
-        tile: slice,
+        queries: slice,
     ) -> None:
         batch = self.batch
-        targets = self._targets(modality, tile)
-        terms: list[_TileTerm] = []
-        for term in targets:
-            terms.append(_TileTerm(term, self.taus[term].student[modality], targets[term]))
-        cross_modal = [term for term in terms if term.name != "usa"]
+        tile = make_tile(batch, self.config, modality, queries, as_product)
+        has_labels = {"csa": self.config.soft_label_source != "each", "usa": False}
+        terms = [term for term in self.taus if tile.own.cosines or has_labels.get(term, True)]
+        shared_targets: dict[int, _Targets] = {}
+        cross_modal = [term for term in terms if term != "usa"]
         if cross_modal:
-            queries = batch.cross[modality]
-            self._add_terms(tile, queries, batch.candidate_cross[1 - modality], cross_modal)
-        uni_queries = batch.uni[modality]
+            features = batch.cross[modality]
+            candidates = batch.candidate_cross[1 - modality]
+            self._add_terms(tile, features, candidates, cross_modal, shared_targets)
+        uni_features = batch.uni[modality]
         uni_candidates = batch.candidate_uni[modality]
-        if "usa" in targets and uni_queries is not None and uni_candidates is not None:
-            self._add_terms(tile, uni_queries, uni_candidates, terms[-1:])
+        if "usa" in terms and uni_features is not None and uni_candidates is not None:
+            self._add_terms(tile, uni_features, uni_candidates, ["usa"], shared_targets)
 
     def _targets(
         self,
-        modality: int,
-        tile: slice,
-    ) -> dict[Term, _Targets]:
-        """Return the targets of each term; terms with the same distributions share one object.
+        term: SummedTerm,
+        tile: Tile,
+        shared_targets: dict[int, _Targets],
+    ) -> _Targets:
+        """Return the targets of a term.
 
-        CSA and USA are left out if there is no teacher of the queries' modality.
+        Args:
+            term: The term.
+            tile: The tile.
+            shared_targets: Soft labels of the queries' own teachers, by the identity of their
+                temperature; added to.
         """
-        source = self.config.soft_label_source
-        teacher = self.batch.teacher[modality]
-        other_teacher = self.batch.teacher[1 - modality]
-        targets: dict[Term, _Targets] = {}
-        for term, taus in self.taus.items():
-            if term == "contrastive":
-                targets[term] = _Targets(self._hard_targets(tile))
-                continue
-            if teacher is None:
-                continue
-            tau = taus.soft_labels[modality]
-            # CSA and USA have the same soft labels: take the softmax once.
-            if source == "each" and "csa" in targets and targets["csa"].tau is tau:
-                targets[term] = targets["csa"]
-                continue
-            logits = _tile_logits(teacher, tile, tau)
-            if term == "csa" and source != "each":
-                assert other_teacher is not None, "fusing needs both teachers"
-                other_logits = _tile_logits(other_teacher, tile, tau)
-                logits, _ = fuse_similarities(logits, other_logits, source)
-            targets[term] = self._softmax_targets(self.batch.hide_absent(logits), tau)
+        config = self.config
+        if term == "contrastive":
+            return _Targets(tile.hard_labels())
+        if term == "rule":
+            rule = RULES[config.rule]
+            rule_output = rule.function(tile, config)
+            if rule.gives == "labels":
+                return self._softmax_targets(rule_output)
+            return _Targets(tile.hard_labels(), kept=rule_output)
+
+        tau = self.taus[term].soft_labels[tile.modality]
+        # CSA and USA have the same soft labels: take the softmax once.
+        if id(tau) in shared_targets:
+            return shared_targets[id(tau)]
+        labels_of_tile = csa_labels if term == "csa" else usa_labels
+        logits = labels_of_tile(tile, config, tau)
+        assert logits is not None, "terms without labels are left out"
+        slope = None
+        if id(tau) in self._gradients:
+            slope = label_slope(tile, config, term, tau)
+        targets = self._softmax_targets(logits)._replace(slope=slope, tau=tau)
+        if config.soft_label_source == "each" or term == "usa":
+            shared_targets[id(tau)] = targets
         return targets
 
-    def _hard_targets(self, tile: slice) -> Tensor:
-        batch = self.batch
-        candidates = batch.candidate_cross[0]
-        if batch.image_ids is not None:
-            return same_image_targets(batch.image_ids, tile, candidates.dtype, batch.mask)
-        # All images differ: a query's own candidate is its only positive.
-        probabilities = candidates.new_zeros(tile.stop - tile.start, len(candidates))
-        probabilities.diagonal(tile.start).fill_(1)
-        return probabilities
-
-    def _softmax_targets(
-        self,
-        logits: Tensor,
-        tau: Tensor,
-    ) -> _Targets:
+    def _softmax_targets(self, logits: Tensor) -> _Targets:
         probabilities, log_normalizer = self._softmax(logits)
         negative_entropy = self._row_sums(probabilities, logits) - log_normalizer
-        return _Targets(probabilities, negative_entropy, logits, tau)
+        return _Targets(probabilities, negative_entropy, logits)
 
     def _softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the softmax, ``[n, m]``, and each row's log-normaliser log z, wide ``[n]``."""
@@ -268,77 +266,105 @@ class _Sweeps:
 
     def _add_terms(
         self,
-        tile: slice,
-        queries: Tensor,
+        tile: Tile,
+        features: Tensor,
         candidates: Tensor,
-        terms: list[_TileTerm],
+        terms: Sequence[SummedTerm],
+        shared_targets: dict[int, _Targets],
     ) -> None:
         """Add the values and gradients of the terms that use one similarity matrix.
 
         Args:
-            tile: The tile's queries, as positions in ``queries``.
-            queries: Features ``[N, d]`` of the queries' modality.
+            tile: The tile.
+            features: ``[N, d]`` of the queries' modality.
             candidates: Features ``[M, d]`` of the candidates.
             terms: The terms.
+            shared_targets: As of :meth:`_targets`.
         """
-        first_tau = terms[0].tau
+        queries = tile.queries
+        first_tau = self.taus[terms[0]].student[tile.modality]
         # Divide [n, d] by the temperature, which is cheaper than dividing [n, m].
-        first_logits = self.batch.hide_absent((queries[tile] / first_tau) @ candidates.T)
+        first_logits = self.batch.hide_absent((features[queries] / first_tau) @ candidates.T)
+        if self.config.rule == "self-guide":
+            tile = tile._replace(student=first_logits * first_tau)
         gradient = None
         for term in terms:
+            tau = self.taus[term].student[tile.modality]
             logits = first_logits
             # Rescaling the logits is cheaper than multiplying the features again.
-            if term.tau is not first_tau:
-                logits = first_logits * (first_tau / term.tau)
-            term_gradient = self._add_term(logits, term)
+            if tau is not first_tau:
+                logits = first_logits * (first_tau / tau)
+            if self._is_sigmoid(term):
+                term_gradient = self._add_sigmoid_term(logits, tau, tile)
+            else:
+                targets = self._targets(term, tile, shared_targets)
+                term_gradient = self._add_term(term, logits, tau, targets)
             if gradient is None or term_gradient is None:
                 gradient = term_gradient
             else:
                 gradient.add_(term_gradient)
-        if gradient is None:
-            return
+        if gradient is not None:
+            self._add_gradient(gradient, queries, features, candidates)
 
-        to_queries = self._gradients.get(id(queries))
+    def _add_gradient(
+        self,
+        gradient: Tensor,
+        queries: slice,
+        features: Tensor,
+        candidates: Tensor,
+    ) -> None:
+        """Add the gradient of similarities, ``[n, m]``, to those of the features."""
+        to_queries = self._gradients.get(id(features))
         if to_queries is not None:
-            to_queries[tile].addmm_(gradient, candidates)
+            to_queries[queries].addmm_(gradient, candidates)
         to_candidates = self._gradients.get(id(candidates))
         if to_candidates is not None:
-            to_candidates.addmm_(gradient.T, queries[tile])
+            to_candidates.addmm_(gradient.T, features[queries])
 
     def _add_term(
         self,
+        term: SummedTerm,
         logits: Tensor,
-        term: _TileTerm,
+        tau: Tensor,
+        targets: _Targets,
     ) -> Tensor | None:
         """Add a term's value and the gradients of its temperatures.
 
         Returns:
             The gradient of the similarities, ``[n, m]``; ``None`` if no gradient is needed.
         """
-        targets = term.targets
-        weight = self._weights[term.name]
-        is_kl = self.config.divergence(term.name) == "kl"
+        weight = self._weights[term]
+        is_kl = self._divergence(term) == "kl"
+        if targets.kept is not None:
+            logits = logits.masked_fill(~targets.kept, HIDDEN)
         student, log_normalizer = self._softmax(logits)
         expected_logits = self._row_sums(targets.probabilities, logits)
         # A row's cross entropy is log z - sum_j p_j logit_j; KL subtracts the entropy of p.
         divergences = log_normalizer - expected_logits
         if is_kl:
             divergences = divergences + targets.negative_entropy
-        self._values[term.name] += weight * divergences.sum()
+        self._values[term] += weight * divergences.sum()
         if not self._gradients:
             return None
 
-        to_tau = self._gradients.get(id(term.tau))
+        to_tau = self._gradients.get(id(tau))
         if to_tau is not None:
             # The logits are similarities over tau, so their derivative is -logits / tau.
             gap = expected_logits - self._row_sums(student, logits)
-            to_tau += weight / term.tau * gap.sum()
-        to_soft_tau = self._gradients.get(id(targets.tau))
-        if to_soft_tau is not None and targets.tau is not None:
-            covariances = self._covariances(targets, logits, is_kl)
-            to_soft_tau += weight / targets.tau * covariances
+            to_tau += weight / tau * gap.sum()
+        if targets.slope is not None and targets.tau is not None:
+            to_soft_tau = self._gradients[id(targets.tau)]
+            to_soft_tau += weight / targets.tau * self._covariances(targets, logits, is_kl)
         # In place: the student's probabilities are not needed again.
-        return student.sub_(targets.probabilities).mul_(weight / term.tau)
+        return student.sub_(targets.probabilities).mul_(weight / tau)
+
+    def _is_sigmoid(self, term: SummedTerm) -> bool:
+        return term == "rule" and RULES[self.config.rule].gives == "signs"
+
+    def _divergence(self, term: SummedTerm) -> Divergence:
+        if term == "rule":
+            return RULES[self.config.rule].divergence
+        return self.config.divergence(term)
 
     def _covariances(
         self,
@@ -346,24 +372,49 @@ class _Sweeps:
         student_logits: Tensor,
         is_kl: bool,
     ) -> Tensor:
-        """Return ``sum_i Cov_p(s - t, t)`` for KL, ``sum_i Cov_p(s, t)`` for the cross entropy.
+        """Return ``sum_i Cov_p(u, t - s)`` for KL, ``sum_i Cov_p(u, -s)`` for the cross entropy.
 
-        Here p are the targets, t their logits and s the student's logits. The value is tau_soft
-        times the derivative of the divergences, unweighted, with respect to tau_soft.
+        Here p are the targets, t their logits, u the slope of these and s the student's logits. The
+        value is tau_soft times the derivative of the divergences, unweighted, with respect to
+        tau_soft.
         """
         assert targets.logits is not None
-        weighted = targets.probabilities * targets.logits
-        mean = self._row_sums(targets.probabilities, targets.logits)
-        student_mean = self._row_sums(targets.probabilities, student_logits)
-        with_student = self._row_sums(weighted, student_logits) - mean * student_mean
-        with_teacher = self._row_sums(weighted, targets.logits) - mean**2
-        return (with_student - with_teacher if is_kl else with_student).sum()
+        assert targets.slope is not None
+        gap = targets.logits - student_logits if is_kl else -student_logits
+        mean_slope = self._row_sums(targets.probabilities, targets.slope)
+        mean_gap = self._row_sums(targets.probabilities, gap)
+        mean_product = self._row_sums(targets.probabilities * targets.slope, gap)
+        return (mean_product - mean_slope * mean_gap).sum()
 
+    def _add_sigmoid_term(
+        self,
+        cosines_over_tau: Tensor,
+        tau: Tensor,
+        tile: Tile,
+    ) -> Tensor | None:
+        """Add the value of a sigmoid rule and the gradients of its temperature and its bias.
 
-def _tile_logits(
-    features: Tensor,
-    tile: slice,
-    tau: Tensor,
-) -> Tensor:
-    """Return the logits of a tile's rows with all rows: ``[n, m]``."""
-    return (features[tile] / tau) @ features.T
+        Returns:
+            The gradient of the similarities, ``[n, m]``; ``None`` if no gradient is needed.
+        """
+        weight = self._weights["rule"]
+        bias = self.taus["rule"].bias
+        assert bias is not None
+        signs = RULES[self.config.rule].function(tile, self.config)
+        signed_logits = signs * (cosines_over_tau + bias)
+        losses = -F.logsigmoid(signed_logits)
+        if tile.mask is not None:
+            losses = losses.masked_fill(~tile.mask, 0)
+        self._values["rule"] += weight * losses.sum(dtype=self._wide)
+        if not self._gradients:
+            return None
+
+        # Of the logits; the signs of empty slots are 0.
+        gradient = torch.sigmoid(-signed_logits).mul_(signs).mul_(-weight)
+        to_bias = self._gradients.get(id(bias))
+        if to_bias is not None:
+            to_bias += gradient.sum(dtype=self._wide)
+        to_tau = self._gradients.get(id(tau))
+        if to_tau is not None:
+            to_tau -= self._row_sums(gradient, cosines_over_tau).sum() / tau
+        return gradient.div_(tau)

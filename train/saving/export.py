@@ -139,11 +139,11 @@ def export_sentence_transformers(
 def _check_head(head: Head, origin: Origin) -> None:
     if head not in HEADS:
         raise SettingError(f"head must be one of {', '.join(HEADS)}, got {head!r}", name="head")
-    terms = origin.config.loss.terms
-    if head == "uni" and "usa" not in terms:
+    loss = origin.config.loss
+    if head == "uni" and "usa" not in loss.terms:
+        terms = ", ".join(loss.term_titles)
         raise SettingError(
-            f"this run trained no uni-modal heads (loss terms: {', '.join(terms)}); export head "
-            "'cross'",
+            f"this run trained no uni-modal heads (loss terms: {terms}); export head 'cross'",
             name="head",
         )
 

@@ -119,12 +119,8 @@ def model_card(
 
 
 def _weighted_terms(loss: LossConfig) -> str:
-    weights = {
-        "contrastive": loss.contrastive_weight,
-        "csa": loss.alpha,
-        "usa": loss.beta,
-    }
-    return " + ".join(f"{weights[term]:g} * {term}" for term in loss.terms)
+    pairs = zip(loss.summed_terms, loss.term_titles, strict=True)
+    return " + ".join(f"{loss.weights[term]:g} * {title}" for term, title in pairs)
 
 
 def _temperatures(loss: LossConfig) -> dict[str, str]:
@@ -249,5 +245,5 @@ def _student_name(origin: Origin) -> str:
 
 def _card_title(origin: Origin) -> str:
     """Return the title of a card: student, loss and data set."""
-    terms = "+".join(origin.config.loss.terms)
+    terms = "+".join(origin.config.loss.term_titles)
     return f"{_student_name(origin)} trained with {terms} on {origin.provenance.dataset}"

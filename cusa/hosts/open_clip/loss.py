@@ -57,7 +57,7 @@ class SoftLabelLoss(nn.Module):
             **outputs: The model's other outputs: those for open_clip's loss, and its temperatures.
 
         Returns:
-            The loss, or the terms that it sums: ``contrastive_loss``, ``csa_loss``, ``usa_loss``.
+            The loss, or the terms that it sums by name: ``contrastive_loss``, ``csa_loss``, ...
 
         Raises:
             DataError: If the batch has no labels, or pairs of several splits.
@@ -101,7 +101,7 @@ class SoftLabelLoss(nn.Module):
         scale = column_divisor("cross_entropy", self.config.contrastive_scaling, n_pairs)
         losses = {}
         first_term = terms.total
-        first_name, *names = self.cusa.config.terms
+        first_name, *names = self.cusa.config.summed_terms
         for name in names:
             value = getattr(terms, name)
             losses[f"{name}_loss"] = scale * value

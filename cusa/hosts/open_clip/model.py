@@ -25,10 +25,10 @@ def without_contrastive(config: LossConfig) -> LossConfig:
         SettingError: If no term is left.
     """
     terms = tuple(term for term in config.terms if term != "contrastive")
-    if not terms:
+    if not terms and config.rule == "cusa":
         raise SettingError(
-            "loss.terms must have csa or usa; to train with the contrastive term alone, start "
-            "open_clip without cusa",
+            "loss.terms must have csa or usa, or loss.rule name a rule; to train with the "
+            "contrastive term alone, start open_clip without cusa",
             name="loss.terms",
         )
     return replace(config, terms=terms)
@@ -49,7 +49,7 @@ class SoftLabels(nn.Module):
         uni_heads: The heads ``image`` and ``text``; none without USA.
 
     Raises:
-        SettingError: If the loss has neither CSA nor USA.
+        SettingError: If the loss has neither CSA nor USA nor a rule.
     """
 
     def __init__(self, dim: int, config: LossConfig) -> None:
@@ -148,7 +148,7 @@ def add_soft_labels(model: nn.Module, config: LossConfig | None = None) -> SoftL
         The new module, ``model.soft_labels``.
 
     Raises:
-        SettingError: If the loss has neither CSA nor USA.
+        SettingError: If the loss has neither CSA nor USA nor a rule.
     """
     clip: Any = model
     device = clip.logit_scale.device

@@ -143,7 +143,7 @@ def _run_of(model: EvaluatedModel) -> dict[str, Any]:
         "checkpoint": model.compute.checkpoint if origin else None,
         "epoch": origin.epoch if origin else None,
         "step": origin.step if origin else None,
-        "loss_terms": list(origin.config.loss.terms) if origin else [],
+        "loss_terms": list(origin.config.loss.term_titles) if origin else [],
     }
 
 
@@ -164,5 +164,5 @@ def _paper_row(
     if model.origin is None:
         return {}
     config = model.origin.config
-    row = paper_retrieval(config.student.name, config.loss.terms, content)
+    row = paper_retrieval(config.student.name, config.loss.term_titles, content)
     return {"paper": row} if row else {}

@@ -72,6 +72,7 @@ def test_gradients_have_the_ratio_asked_for(host, batches, ratio):
         alpha=config.alpha,
         beta=config.beta,
         contrastive_weight=config.contrastive_weight,
+        rule_weight=config.rule_weight,
     )
     before = _norms(host, SOFT_LABELS, batches)
     assert before[1] < 0.1 * before[0]  # the paper's weights are far from any balance here

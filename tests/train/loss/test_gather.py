@@ -15,6 +15,7 @@ from cusa.train.loss.balance import balanced_config
 from cusa.train.loss.batch import Candidates
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.rules.settings import GuideConfig, HycdConfig
 from cusa.train.teacher_queue import TeacherQueue
 
 SIZES = {2: (5, 9), 3: (4, 1, 7)}
@@ -24,7 +25,13 @@ CASES = {
     "all different": (LossConfig(contrastive_scaling="infonce"), False),
     "learned soft labels, dot": (LossConfig(soft_label_source="dot", tau_soft=_LEARNED), True),
     "contrastive alone": (LossConfig(terms=("contrastive",)), True),
+    "several teachers, two labels": (LossConfig(tau_soft=_LEARNED, top_k=2), True),
+    "cross-modal teacher": (LossConfig(soft_label_source="cross", tau_soft=_LEARNED), True),
+    "hycd": (LossConfig(rule="hycd", hycd=HycdConfig(0.3, 2)), True),
+    "guide": (LossConfig(rule="guide", guide=GuideConfig("either", 0.8)), True),
 }
+for _rule in ("cwcl", "xclr", "dr", "dr-sigmoid", "self-guide"):
+    CASES[_rule] = (LossConfig(rule=_rule, terms=("contrastive",)), True)
 
 
 class Student(nn.Module):
@@ -42,7 +49,7 @@ class Student(nn.Module):
 
 def _batch(n: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     rng = torch.Generator().manual_seed(1)
-    rows = [torch.randn(n, d, generator=rng, dtype=torch.float64) for d in (8, 8, 5, 4)]
+    rows = [torch.randn(n, d, generator=rng, dtype=torch.float64) for d in (8, 8, 5, 4, 3, 3, 3)]
     return rows, torch.randint(0, n // 2, (n,), generator=rng)
 
 
@@ -51,6 +58,7 @@ def _gradients(
 ) -> dict[str, torch.Tensor]:
     """Loss and gradients of some rows of the batch, in DDP where there are several ranks."""
     (image, text, *teachers), ids = _batch(n)
+    a, b, other_b, c, d = (t[rows] for t in teachers)
     student: nn.Module = Student()
     # DDP waits for the gradient of every parameter: the heads that no term uses get none.
     in_ddp = gather and "usa" in config.terms
@@ -60,7 +68,8 @@ def _gradients(
     features = student(image[rows], text[rows])
     for x in features:
         x.retain_grad()
-    terms = loss(*features, *(t[rows] for t in teachers), ids[rows] if with_ids else None)
+    kept_ids = ids[rows] if with_ids else None
+    terms = loss(*features, a, [b, other_b], kept_ids, cross_teachers=[(c, d)])
     terms.total.backward()
     results = {f"term {name}": value.detach() for name, value in terms._asdict().items()}
     results |= {f"feature {i}": x.grad for i, x in enumerate(features) if x.grad is not None}

@@ -1,0 +1,71 @@
+"""The teachers whose rows a loss needs, by its terms and its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.rules.settings import RuleName
+
+# An image teacher, a text teacher, either of them, or a cross-modal teacher.
+TeacherKind = Literal["image", "text", "image or text", "cross-modal"]
+
+_BOTH: tuple[TeacherKind, ...] = ("image", "text")
+_BY_RULE: dict[RuleName, tuple[TeacherKind, ...]] = {
+    "cwcl": ("image or text",),
+    "xclr": ("text",),
+    "hycd": ("cross-modal",),
+    "dr": ("cross-modal",),
+    "dr-sigmoid": ("cross-modal",),
+    "features": _BOTH,
+}
+_BY_GUIDE: dict[str, tuple[TeacherKind, ...]] = {
+    "image": ("image",),
+    "text": ("text",),
+    "both": _BOTH,
+    "either": _BOTH,
+    "cross": ("cross-modal",),
+}
+
+
+def needed_teachers(loss_config: LossConfig) -> dict[TeacherKind, str]:
+    """Return the kinds of teachers that a loss needs, and for each who needs it, in words."""
+    needs: dict[TeacherKind, str] = {}
+    if "usa" in loss_config.terms:
+        needs["image or text"] = "USA"
+    if "csa" in loss_config.terms:
+        source = f"CSA with soft_label_source={loss_config.soft_label_source}"
+        match loss_config.soft_label_source:
+            case "each":
+                needs["image or text"] = "CSA"
+            case "cross":
+                needs["cross-modal"] = source
+            case _:
+                needs.update(dict.fromkeys(_BOTH, source))
+    kinds = _BY_RULE.get(loss_config.rule, ())
+    rule = f"the rule {loss_config.rule}"
+    if loss_config.rule == "guide":
+        kinds = _BY_GUIDE[loss_config.guide.teacher]
+        rule = f"the rule guide with guide.teacher={loss_config.guide.teacher}"
+    needs.update(dict.fromkeys(kinds, rule))
+    return needs
+
+
+def missing_teacher(
+    loss_config: LossConfig,
+    kinds: Collection[str],
+) -> tuple[TeacherKind, str] | None:
+    """Return the first kind of teacher that a loss needs and does not have, and who needs it.
+
+    Args:
+        loss_config: Settings of the loss.
+        kinds: The kinds that there are: ``"image"``, ``"text"``, ``"cross-modal"``.
+    """
+    for kind, user in needed_teachers(loss_config).items():
+        is_there = kind in kinds
+        if kind == "image or text":
+            is_there = "image" in kinds or "text" in kinds
+        if not is_there:
+            return kind, user
+    return None
