@@ -9,9 +9,11 @@ import torch
 from cusa.train.loss.batch import Candidates
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.features import FeatureDims
 from cusa.train.loss.rules.settings import (
     Bias,
     DrSigmoidConfig,
+    FeaturesConfig,
     GuideConfig,
     HycdConfig,
     XclrConfig,
@@ -58,6 +60,10 @@ CONFIGS = {
     "guide by pairs, relative": guide_config("cross", 0.5, True),
     "self-guide": rule_config("self-guide", guide=GuideConfig(margin=0.2)),
     "self-guide, relative": rule_config("self-guide", guide=GuideConfig("text", 0.5, True)),
+    "features": rule_config("features", features=FeaturesConfig(0.3, 2)),
+    "features, mean similarities": rule_config(
+        "features", teacher_mean="similarities", image_teacher_weights=(3, 1)
+    ),
     "CSA of pairs": LossConfig(terms=("csa",), soft_label_source="cross", tau_soft=LEARNED),
     "CSA of pairs, own temperatures": LossConfig(
         terms=("csa",), soft_label_source="cross", tau_soft=LEARNED, **TAUS
@@ -127,6 +133,13 @@ class Data:
         if queue is not None:
             leaves += candidates
         return terms, torch.autograd.grad(terms.total, leaves, allow_unused=True)
+
+
+def make_loss(config, method="dense"):
+    """The loss for the features of ``Data``, in float64."""
+    torch.manual_seed(2)
+    dims = FeatureDims(6, 10, 10)
+    return CUSALoss(config, method=method, tile_rows=3, feature_dims=dims).double()
 
 
 def _softmax(values):
@@ -259,6 +272,8 @@ class Loops:
                 labels = self._labels("cross", modality, i, 0.01)
             case "dr-sigmoid":
                 return self._sigmoid_of_row(modality, i, logits)
+            case "features":
+                return self._features_of_row(modality, i)
             case "guide" | "self-guide":
                 kept = self._kept(modality, i, student)
                 probabilities = _softmax([logits[j] for j in kept])
@@ -266,6 +281,25 @@ class Loops:
                 return sum(-h * q.log() for h, q in pairs)
         pairs = zip(labels, _softmax(logits), strict=True)
         return sum(-p * q.log() for p, q in pairs)
+
+    def _projected(self, modality, j):
+        """The teacher rows of a candidate, side by side, in the student's space."""
+        config, teachers = self.config, self.uni[modality]
+        pieces = [rows[j] for rows in teachers]
+        if config.teacher_mean == "similarities":
+            weights = self._weights(("image", "text")[modality], len(teachers))
+            pieces = [w**0.5 * piece for w, piece in zip(weights, pieces, strict=True)]
+        projections = (self.loss.projections.image, self.loss.projections.text)
+        projected = projections[modality].weight @ torch.cat(pieces)
+        return projected / projected.square().sum().sqrt()
+
+    def _features_of_row(self, modality, i):
+        settings, query = self.config.features, self.own[modality][i]
+        logits = [query @ self._projected(1 - modality, j) / self.loss.tau for j in self.present]
+        pairs = zip(self._hard(i), _softmax(logits), strict=True)
+        interactive = sum(-h * q.log() for h, q in pairs)
+        distance = (query - self._projected(modality, i)).square().sum()
+        return settings.distance_weight * distance + settings.interactive_weight * interactive
 
     def _sigmoid_of_row(self, modality, i, logits):
         config = self.config
@@ -328,7 +362,7 @@ class Loops:
 def test_a_rule_equals_explicit_loops(name, queue, method):
     config = CONFIGS[name]
     data = Data() if queue else Data().without_queue()
-    loss = CUSALoss(config, method=method, tile_rows=3).double()
+    loss = make_loss(config, method)
     terms, gradients = data.run(loss)
 
     features = [rows.clone().requires_grad_() for rows in data.features]

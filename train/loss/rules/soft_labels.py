@@ -159,6 +159,14 @@ def dr_labels(
     return keep_greatest(tile.mean_label_logits(tile.cross, CLIP_TAU), loss_config.top_k)
 
 
+def interactive_labels(
+    tile: Tile,
+    loss_config: LossConfig,
+) -> Tensor:
+    """Return the positives, evenly: the labels of :mod:`cusa.train.loss.features`."""
+    return _log(tile.hard_labels())
+
+
 def keep_greatest(
     logits: Tensor,
     k: int | None,
