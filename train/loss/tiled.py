@@ -390,11 +390,15 @@ class _Sweeps:
         """
         assert targets.logits is not None
         assert targets.slope is not None
-        gap = targets.logits - student_logits if is_kl else -student_logits
+        weighted_slope = targets.probabilities * targets.slope
         mean_slope = self._row_sums(targets.probabilities, targets.slope)
-        mean_gap = self._row_sums(targets.probabilities, gap)
-        mean_product = self._row_sums(targets.probabilities * targets.slope, gap)
-        return (mean_product - mean_slope * mean_gap).sum()
+        mean_student = self._row_sums(targets.probabilities, student_logits)
+        with_student = self._row_sums(weighted_slope, student_logits) - mean_slope * mean_student
+        if not is_kl:
+            return -with_student.sum()
+        mean_labels = self._row_sums(targets.probabilities, targets.logits)
+        with_labels = self._row_sums(weighted_slope, targets.logits) - mean_slope * mean_labels
+        return (with_labels - with_student).sum()
 
     def _add_sigmoid_term(
         self,

@@ -150,7 +150,7 @@ def dr_labels(
     tile: Tile,
     loss_config: LossConfig,
 ) -> Tensor:
-    """MobileCLIP's distillation (Vasu et al., CVPR 2024, eq. 3): a mean of teachers' softmaxes.
+    """MobileCLIP's distillation (Vasu et al., CVPR 2024): a mean of teachers' softmaxes.
 
     ``P_ij = mean_t softmax_j(a^t_i.b^t_j / tau_t)``, with each cross-modal teacher's own
     temperature. The paper averages the teachers' KL divergences, which is this cross entropy but
