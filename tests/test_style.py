@@ -30,6 +30,7 @@ LONG_FILES = {
     "precompute/run.py": "the steps of one run",
     "precompute/teachers/sentence.py": "the kinds of text model",
     "train/loss/config.py": "the settings of one class",
+    "train/loss/cusa_loss.py": "one class",
     "train/loss/tiled.py": "one sweep, forward and backward",
     "train/saving/run_dir.py": "the files of a run",
     "train/student.py": "the students",

@@ -15,6 +15,7 @@ from cusa.train.assemble import MadeStudent, make_student, resolve
 from cusa.train.config import Config
 from cusa.train.length import RunLength, refuse_endless_warmup
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.features import FeatureDims
 from cusa.train.memory import enough_memory
 from cusa.train.processes import Processes
 from cusa.train.resume import BegunRun, begun_run
@@ -110,7 +111,7 @@ def set_up_run(
             store, val_store or store, resolved, provenance, initial.processors, processes
         )
         _refuse_useless_steps(resolved, resumed, data.steps_per_epoch)
-        step = _make_step(resolved, initial.student, processes)
+        step = _make_step(resolved, initial.student, processes, provenance)
         footprint = _footprint(step, data)
     _seed_masks(resolved, processes)
     return RunSetup(
@@ -149,8 +150,21 @@ def _refuse_useless_steps(
         resumed.refuse_idle_steps(steps_per_epoch)
 
 
-def _make_step(config: Config, student: Student, processes: Processes) -> TrainStep:
-    loss = CUSALoss(config.loss, gather=config.train.gather)
+def _make_step(
+    config: Config,
+    student: Student,
+    processes: Processes,
+    provenance: Provenance,
+) -> TrainStep:
+    feature_dims = None
+    if config.loss.rule == "features":
+        teachers = provenance.teachers
+        feature_dims = FeatureDims(
+            student=student.embed_dim,
+            image=teachers["image"].settings.dim,
+            text=teachers["text"].settings.dim,
+        )
+    loss = CUSALoss(config.loss, gather=config.train.gather, feature_dims=feature_dims)
     step = TrainStep(student, loss, config, processes.device)
     return step.to(processes.device)
 

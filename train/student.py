@@ -88,6 +88,11 @@ class Student(nn.Module):
         self.image_heads = _heads(image_dim, embed_dim or image_dim)
         self.text_heads = _heads(text_dim, embed_dim or text_dim)
 
+    @property
+    def embed_dim(self) -> int:
+        """Return the dimension of the embeddings of the cross-modal heads."""
+        return len(self.image_heads.get_parameter("cross.1.bias"))
+
     def encode_image(self, inputs: Any) -> Features:
         """Embed images, given as the image trunk takes them."""
         return _both_heads(self.image_heads, self.image_trunk(inputs))

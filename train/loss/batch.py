@@ -58,6 +58,8 @@ class LossBatch(NamedTuple):
         image_ids: int64 ``[M]``; ``None``: all different.
         mask: bool ``[M]``: which candidates there are; ``None``: all.
         rows: The n queries, as positions among the N rows and the M candidates alike.
+        projected: Teacher rows in the student's space, ``[M, d]`` of images and of texts; only for
+            the rule features.
     """
 
     cross: ImageText
@@ -69,6 +71,7 @@ class LossBatch(NamedTuple):
     image_ids: Tensor | None
     mask: Tensor | None
     rows: slice
+    projected: ImageText = ()
 
     @property
     def n_candidates(self) -> int | Tensor:
@@ -76,6 +79,10 @@ class LossBatch(NamedTuple):
         if self.mask is None:
             return len(self.candidate_cross[0])
         return self.mask.sum().to(self.cross[0].dtype)
+
+    def rule_candidates(self, modality: int) -> Tensor:
+        """Return what a rule compares queries of a modality with: features ``[M, d]``."""
+        return (self.projected or self.candidate_cross)[1 - modality]
 
     def hide_absent(self, similarity: Tensor) -> Tensor:
         """Hide the empty slots of similarities ``[n, M]`` from every softmax over a row."""

@@ -253,6 +253,8 @@ class LossConfig:
             row_weights["rule"] = self.rule_weight / 2 / n_pairs
         if self.rule == "hycd":
             row_weights["rule"] *= self.hycd.temperature**2
+        if self.rule == "features":
+            row_weights["rule"] *= self.features.interactive_weight
         return row_weights
 
     @property

@@ -22,6 +22,7 @@ from cusa.train.loss.batch import (
 )
 from cusa.train.loss.config import LossConfig, check_option
 from cusa.train.loss.dense import contrastive_term, dense_loss
+from cusa.train.loss.features import FeatureDims, Projections, feature_distance
 from cusa.train.loss.gather import GatherGroup
 from cusa.train.loss.inputs import require_tensors, take_batch
 from cusa.train.loss.teacher_inputs import (
@@ -76,9 +77,12 @@ class CUSALoss(LossTemperatures):
             them must call, in evaluation, too. Without a process group, or with one rank, it
             changes nothing.
         group: Process group to gather over; ``None``: the default one.
+        feature_dims: Dimensions of features and teacher rows, for the rule ``"features"`` alone,
+            whose projections are parameters of the loss.
 
     Raises:
-        SettingError: If ``method`` or ``tile_rows`` is illegal.
+        SettingError: If ``method`` or ``tile_rows`` is illegal, or the rule features has no
+            ``feature_dims``.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class CUSALoss(LossTemperatures):
         normalize: bool = True,
         gather: bool = False,
         group: torch.distributed.ProcessGroup | None = None,
+        feature_dims: FeatureDims | None = None,
     ) -> None:
         check_option("method", method, Method)
         if tile_rows is not None and tile_rows < 1:
@@ -100,6 +105,15 @@ class CUSALoss(LossTemperatures):
         self.normalize = normalize
         self.gather = gather
         self._group = group
+        self.projections: Projections | None = None
+        if self.config.rule == "features":
+            if feature_dims is None:
+                raise SettingError(
+                    "the rule features projects teacher rows to the student's space: give "
+                    "CUSALoss their dimensions, feature_dims=FeatureDims(student, image, text)",
+                    name="feature_dims",
+                )
+            self.projections = Projections(feature_dims)
 
     def forward(
         self,
@@ -178,7 +192,11 @@ class CUSALoss(LossTemperatures):
             if group is not None:
                 batch = _gathered(batch, group)
             taus = self.used_temperatures(group, batch.cross[0].dtype)
+            if self.projections is not None:
+                batch = batch._replace(projected=self.projections.project(batch, group))
             share = self._share(batch, taus)
+            if batch.projected:
+                share = self._with_distance(share, batch)
             if group is None:
                 return share
             terms = group.sum(torch.stack(share[1:]))
@@ -213,6 +231,12 @@ class CUSALoss(LossTemperatures):
         Raises:
             EmbeddingsError: As in :meth:`forward`, or if ``similarity`` is empty or not square.
         """
+        if self.projections is not None:
+            raise EmbeddingsError(
+                "the rule features compares features, which a similarity matrix does not have; "
+                "call the loss on embeddings, or set another loss.rule",
+                name="similarity",
+            )
         require_tensors(
             similarity=similarity,
             uni_image_features=uni_image_features,
@@ -273,6 +297,17 @@ class CUSALoss(LossTemperatures):
             zero = contrastive.new_zeros(())
             return LossTerms(contrastive, contrastive.detach(), zero, zero, zero)
         return LossTerms(*dense_loss(batch, cross, taus, self.config))
+
+    def _with_distance(
+        self,
+        terms: LossTerms,
+        batch: LossBatch,
+    ) -> LossTerms:
+        """Add the distances of the rule features to its term."""
+        weight = self.config.rule_weight / 2 / len(batch.cross[0])
+        distance = weight * self.config.features.distance_weight * feature_distance(batch)
+        total = terms.total + distance
+        return terms._replace(total=total, rule=terms.rule + distance.detach())
 
     def _takes_tiles(self, batch: LossBatch) -> bool:
         if self.method != "auto":

@@ -51,6 +51,8 @@ def dense_loss(
         uni = _uni_similarities(batch)
         values["usa"] = _soft_label_term("usa", uni, tiles, batch, taus, config)
     if "rule" in taus:
+        if batch.projected:
+            similarity = _projected_similarities(batch)
         values["rule"] = _rule_term(similarity, tiles, batch, taus, config)
     total = values["contrastive"] + values["csa"] + values["usa"] + values["rule"]
     return total, *(value.detach() for value in values.values())
@@ -102,6 +104,14 @@ def _uni_similarities(batch: LossBatch) -> MaybeImageText:
             matrices.append(None)
         else:
             matrices.append(products(queries, candidates, batch.rows))
+    return matrices
+
+
+def _projected_similarities(batch: LossBatch) -> ImageText:
+    """Return the similarities of the student's queries and projected teacher rows, ``[n, M]``."""
+    matrices: list[Tensor] = []
+    for modality, features in enumerate(batch.cross):
+        matrices.append(products(features, batch.rule_candidates(modality), batch.rows))
     return matrices
 
 

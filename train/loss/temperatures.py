@@ -75,24 +75,29 @@ class LossTemperatures(nn.Module):
 
         Decay would pull them to their lower bounds.
         """
-        return {name for name, _ in self.named_parameters()}
+        return {name for name, _ in self.named_parameters(recurse=False)}
 
     def param_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
-        """Return the learnable temperatures as groups of an optimizer, without weight decay.
+        """Return the parameters as groups of an optimizer: temperatures without weight decay.
+
+        The projections of the rule features are a group of their own, with the optimizer's decay.
 
         Args:
-            lr: Their learning rate; ``None``: the optimizer's own.
+            lr: The temperatures' learning rate; ``None``: the optimizer's own.
 
         Returns:
-            A group, or none if no temperature is learnable.
+            The groups; none if nothing is learnable.
         """
-        parameters = list(self.parameters())
-        if not parameters:
-            return []
-        group: dict[str, Any] = {"params": parameters, "weight_decay": 0.0}
-        if lr is not None:
-            group["lr"] = lr
-        return [group]
+        groups: list[dict[str, Any]] = []
+        temperatures = list(self.parameters(recurse=False))
+        if temperatures:
+            groups.append({"params": temperatures, "weight_decay": 0.0})
+            if lr is not None:
+                groups[0]["lr"] = lr
+        projections = [weight for child in self.children() for weight in child.parameters()]
+        if projections:
+            groups.append({"params": projections})
+        return groups
 
     def temperatures(self) -> dict[str, float]:
         """Return the temperatures by name, clamped as the next use will clamp them."""

@@ -146,7 +146,13 @@ class _Sweeps:
 
         # A tensor may occur twice, such as a temperature that both directions share, but autograd
         # takes one gradient for each input.
-        features = (batch.cross, batch.uni, batch.candidate_cross, batch.candidate_uni)
+        features = (
+            batch.cross,
+            batch.uni,
+            batch.candidate_cross,
+            batch.candidate_uni,
+            batch.projected,
+        )
         distinct: dict[int, Tensor] = {}
         scalars: list[Tensor | None] = []
         for student_taus, soft_taus, bias in self.taus.values():
@@ -194,11 +200,15 @@ class _Sweeps:
         has_labels = {"csa": self.config.soft_label_source != "each", "usa": False}
         terms = [term for term in self.taus if tile.own.cosines or has_labels.get(term, True)]
         shared_targets: dict[int, _Targets] = {}
-        cross_modal = [term for term in terms if term != "usa"]
+        features = batch.cross[modality]
+        rule_candidates = batch.rule_candidates(modality)
+        candidates = batch.candidate_cross[1 - modality]
+        has_own_candidates = {"usa": True, "rule": rule_candidates is not candidates}
+        cross_modal = [term for term in terms if not has_own_candidates.get(term, False)]
         if cross_modal:
-            features = batch.cross[modality]
-            candidates = batch.candidate_cross[1 - modality]
             self._add_terms(tile, features, candidates, cross_modal, shared_targets)
+        if "rule" in terms and "rule" not in cross_modal:
+            self._add_terms(tile, features, rule_candidates, ["rule"], shared_targets)
         uni_features = batch.uni[modality]
         uni_candidates = batch.candidate_uni[modality]
         if "usa" in terms and uni_features is not None and uni_candidates is not None:
@@ -380,11 +390,15 @@ class _Sweeps:
         """
         assert targets.logits is not None
         assert targets.slope is not None
-        gap = targets.logits - student_logits if is_kl else -student_logits
+        weighted_slope = targets.probabilities * targets.slope
         mean_slope = self._row_sums(targets.probabilities, targets.slope)
-        mean_gap = self._row_sums(targets.probabilities, gap)
-        mean_product = self._row_sums(targets.probabilities * targets.slope, gap)
-        return (mean_product - mean_slope * mean_gap).sum()
+        mean_student = self._row_sums(targets.probabilities, student_logits)
+        with_student = self._row_sums(weighted_slope, student_logits) - mean_slope * mean_student
+        if not is_kl:
+            return -with_student.sum()
+        mean_labels = self._row_sums(targets.probabilities, targets.logits)
+        with_labels = self._row_sums(weighted_slope, targets.logits) - mean_slope * mean_labels
+        return (with_labels - with_student).sum()
 
     def _add_sigmoid_term(
         self,

@@ -15,6 +15,7 @@ from cusa.train.loss.balance import balanced_config
 from cusa.train.loss.batch import Candidates
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.features import FeatureDims
 from cusa.train.loss.rules.settings import GuideConfig, HycdConfig
 from cusa.train.teacher_queue import TeacherQueue
 
@@ -30,7 +31,7 @@ CASES = {
     "hycd": (LossConfig(rule="hycd", hycd=HycdConfig(0.3, 2)), True),
     "guide": (LossConfig(rule="guide", guide=GuideConfig("either", 0.8)), True),
 }
-for _rule in ("cwcl", "xclr", "dr", "dr-sigmoid", "self-guide"):
+for _rule in ("cwcl", "features", "xclr", "dr", "dr-sigmoid", "self-guide"):
     CASES[_rule] = (LossConfig(rule=_rule, terms=("contrastive",)), True)
 
 
@@ -64,7 +65,9 @@ def _gradients(
     in_ddp = gather and "usa" in config.terms
     if in_ddp:
         student = DistributedDataParallel(student)
-    loss = CUSALoss(config, method=method, tile_rows=3, gather=gather).double()
+    torch.manual_seed(3)
+    dims = FeatureDims(6, 5, 7)
+    loss = CUSALoss(config, method=method, tile_rows=3, gather=gather, feature_dims=dims).double()
     features = student(image[rows], text[rows])
     for x in features:
         x.retain_grad()

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
+from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.train.loss.batch import Candidates
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.features import FeatureDims
 from cusa.train.loss.rules.settings import (
     Bias,
     DrSigmoidConfig,
+    FeaturesConfig,
     GuideConfig,
     HycdConfig,
     XclrConfig,
@@ -58,6 +61,10 @@ CONFIGS = {
     "guide by pairs, relative": guide_config("cross", 0.5, True),
     "self-guide": rule_config("self-guide", guide=GuideConfig(margin=0.2)),
     "self-guide, relative": rule_config("self-guide", guide=GuideConfig("text", 0.5, True)),
+    "features": rule_config("features", features=FeaturesConfig(0.3, 2)),
+    "features, mean similarities": rule_config(
+        "features", teacher_mean="similarities", image_teacher_weights=(3, 1)
+    ),
     "CSA of pairs": LossConfig(terms=("csa",), soft_label_source="cross", tau_soft=LEARNED),
     "CSA of pairs, own temperatures": LossConfig(
         terms=("csa",), soft_label_source="cross", tau_soft=LEARNED, **TAUS
@@ -127,6 +134,13 @@ class Data:
         if queue is not None:
             leaves += candidates
         return terms, torch.autograd.grad(terms.total, leaves, allow_unused=True)
+
+
+def make_loss(config, method="dense"):
+    """The loss for the features of ``Data``, in float64."""
+    torch.manual_seed(2)
+    dims = FeatureDims(6, 10, 10)
+    return CUSALoss(config, method=method, tile_rows=3, feature_dims=dims).double()
 
 
 def _softmax(values):
@@ -259,6 +273,8 @@ class Loops:
                 labels = self._labels("cross", modality, i, 0.01)
             case "dr-sigmoid":
                 return self._sigmoid_of_row(modality, i, logits)
+            case "features":
+                return self._features_of_row(modality, i)
             case "guide" | "self-guide":
                 kept = self._kept(modality, i, student)
                 probabilities = _softmax([logits[j] for j in kept])
@@ -266,6 +282,25 @@ class Loops:
                 return sum(-h * q.log() for h, q in pairs)
         pairs = zip(labels, _softmax(logits), strict=True)
         return sum(-p * q.log() for p, q in pairs)
+
+    def _projected(self, modality, j):
+        """The teacher rows of a candidate, side by side, in the student's space."""
+        config, teachers = self.config, self.uni[modality]
+        pieces = [rows[j] for rows in teachers]
+        if config.teacher_mean == "similarities":
+            weights = self._weights(("image", "text")[modality], len(teachers))
+            pieces = [w**0.5 * piece for w, piece in zip(weights, pieces, strict=True)]
+        projections = (self.loss.projections.image, self.loss.projections.text)
+        projected = projections[modality].weight @ torch.cat(pieces)
+        return projected / projected.square().sum().sqrt()
+
+    def _features_of_row(self, modality, i):
+        settings, query = self.config.features, self.own[modality][i]
+        logits = [query @ self._projected(1 - modality, j) / self.loss.tau for j in self.present]
+        pairs = zip(self._hard(i), _softmax(logits), strict=True)
+        interactive = sum(-h * q.log() for h, q in pairs)
+        distance = (query - self._projected(modality, i)).square().sum()
+        return settings.distance_weight * distance + settings.interactive_weight * interactive
 
     def _sigmoid_of_row(self, modality, i, logits):
         config = self.config
@@ -328,7 +363,7 @@ class Loops:
 def test_a_rule_equals_explicit_loops(name, queue, method):
     config = CONFIGS[name]
     data = Data() if queue else Data().without_queue()
-    loss = CUSALoss(config, method=method, tile_rows=3).double()
+    loss = make_loss(config, method)
     terms, gradients = data.run(loss)
 
     features = [rows.clone().requires_grad_() for rows in data.features]
@@ -346,3 +381,213 @@ def test_a_rule_equals_explicit_loops(name, queue, method):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
     if config.rule != "cusa":
         assert terms.rule == terms.total
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "guide" in name])
+def test_a_guide_takes_out_some_false_negatives_and_no_positive(name):
+    """Otherwise the comparison with the loops would say nothing."""
+    data = Data()
+    contrastive = CUSALoss(rule_config("guide", guide=GuideConfig("text", -2))).double()
+    guided, everything = (
+        data.run(loss)[0].rule for loss in (make_loss(CONFIGS[name]), contrastive)
+    )
+    assert guided < everything
+    all_leave = replace(
+        CONFIGS[name], guide=replace(CONFIGS[name].guide, margin=2.0, relative=False)
+    )
+    assert 0 < data.run(make_loss(all_leave))[0].rule < guided
+
+
+@METHODS
+@pytest.mark.parametrize("name", ["hycd", "guide by either", "self-guide", "features"])
+def test_a_rule_is_added_to_the_other_terms(name, method):
+    data = Data()
+    rule = data.run(make_loss(CONFIGS[name], method))
+    cusa = data.run(make_loss(LossConfig(tau=Temperature(0.05, 0.01, 0.1)), method))
+    terms, gradients = data.run(
+        make_loss(replace(CONFIGS[name], terms=("contrastive", "csa", "usa")), method)
+    )
+    torch.testing.assert_close(terms.total, rule[0].total + cusa[0].total, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(terms[1:4], cusa[0][1:4], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(terms.rule, rule[0].total, rtol=1e-9, atol=1e-12)
+    for number in range(4):  # of the features
+        sums = [g[number] for g in (rule[1], cusa[1]) if g[number] is not None]
+        torch.testing.assert_close(gradients[number], sum(sums), rtol=1e-9, atol=1e-12)
+    assert not terms.rule.requires_grad
+
+
+# Of the largest number, for features of this type; docs/rules.md.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+# Masks jump where a cosine crosses the threshold: whether it does depends on the precision.
+SMOOTH = [name for name in CONFIGS if "guide" not in name]
+
+
+@METHODS
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", SMOOTH)
+def test_lower_precision_against_float64(name, dtype, method):
+    """The student's features are rounded, the teachers' rows are as stores have them: float16."""
+    data = Data()
+    for teachers in (*data.uni, *data.cross):
+        teachers[:] = [rows.half() for rows in teachers]
+    exact_terms, exact = data.run(make_loss(CONFIGS[name]))
+    data.features = [rows.to(dtype) for rows in data.features]
+    data.candidates = [rows.to(dtype) for rows in data.candidates]
+    terms, gradients = data.run(make_loss(CONFIGS[name], method).float())
+    assert terms.total.dtype == torch.float32
+    pairs = zip((terms.total, *gradients), (exact_terms.total, *exact), strict=True)
+    for rounded, value in pairs:
+        if value is not None and rounded is not None:
+            difference = (rounded.double() - value).abs().max()
+            assert difference <= TOLERANCE[dtype] * value.abs().max()
+
+
+@METHODS
+def test_labels_that_tie_with_the_last_are_all_in(method):
+    """Copies of a caption: their cosines differ by rounding alone, in one method or another."""
+    torch.manual_seed(0)
+    rows = torch.randn(6, 5, dtype=torch.float64)
+    rows[3:] = 3 * rows[:3]
+    features = [torch.randn(6, 4, dtype=torch.float64) for _ in range(2)]
+    totals = []
+    for top_k in (1, 2):  # itself, and its copy
+        config = rule_config("xclr", top_k=top_k)
+        loss = CUSALoss(config, method=method, tile_rows=2).double()
+        totals.append(loss(*features, teacher_text=rows).total)
+    torch.testing.assert_close(totals[0], totals[1], rtol=1e-12, atol=0)
+    # The other captions do count if they may.
+    everything = CUSALoss(rule_config("xclr"), method=method).double()
+    total = everything(*features, teacher_text=rows).total
+    assert total.item() != pytest.approx(totals[0].item())
+
+
+@METHODS
+@pytest.mark.parametrize("modality", [0, 1])
+def test_cwcl_with_one_teacher_is_contrastive_in_the_other_direction(method, modality):
+    data = Data().without_queue()
+    uni = [None, None]
+    uni[modality] = data.uni[modality]
+    loss = make_loss(rule_config("cwcl"), method)
+    total = data.run(loss, uni)[0].total
+    loops = Loops(loss.config, loss, data, data.features, data.features)
+    own = sum(
+        loops._rule_of_row(
+            modality, i, [loops.own[modality][i] @ c for c in loops.others[1 - modality]]
+        )
+        for i in range(data.n_pairs)
+    )
+    other_logits = torch.stack(loops.own[1 - modality]) @ torch.stack(loops.others[modality]).T
+    hard = torch.stack([torch.stack(loops._hard(i)) for i in range(data.n_pairs)])
+    other = torch.nn.functional.cross_entropy(other_logits / loss.tau, hard)
+    expected = loss.config.rule_weight / 2 * (own / data.n_pairs + other)
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
+
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+PAIR = (X, X)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "name"),
+    [
+        ({"rule": "xclr"}, {"teacher_image": X}, "teacher_text"),
+        ({"rule": "cwcl"}, {"cross_teachers": [PAIR]}, "teacher_image"),
+        ({"rule": "dr"}, {"teacher_image": X, "teacher_text": X}, "cross_teachers"),
+        ({"rule": "hycd"}, {}, "cross_teachers"),
+        ({"rule": "dr-sigmoid"}, {"teacher_image": X}, "cross_teachers"),
+        ({"rule": "guide", "guide": {"teacher": "either"}}, {"teacher_text": X}, "teacher_image"),
+        ({"rule": "guide", "guide": {"teacher": "cross"}}, {"teacher_text": X}, "cross_teachers"),
+        ({"terms": ("csa",), "soft_label_source": "cross"}, {}, "cross_teachers"),
+        ({"rule": "dr"}, {"cross_teachers": [X]}, "cross_teachers"),
+        ({"rule": "dr"}, {"cross_teachers": [(X, X[:, :2])]}, "cross_teachers[0][1]"),
+        ({"rule": "dr"}, {"cross_teachers": [PAIR, (X[:3], X)]}, "cross_teachers[1][0]"),
+        ({"rule": "dr"}, {"cross_teachers": [(X, 0 * X)]}, "cross_teachers[0][1]"),
+        ({"rule": "xclr"}, {"teacher_text": [X, X.long()]}, "teacher_text[1]"),
+        ({"rule": "xclr"}, {"teacher_text": [X, "rows"]}, "teacher_text[1]"),
+        ({"rule": "xclr"}, {"teacher_text": 17 * [X]}, "teacher_image"),
+        ({"rule": "xclr"}, {"teacher_text": []}, "teacher_text"),
+        (
+            {"rule": "xclr", "text_teacher_weights": (1, 2)},
+            {"teacher_text": X},
+            "text_teacher_weights",
+        ),
+        (
+            {"rule": "dr", "cross_teacher_taus": (0.1,)},
+            {"cross_teachers": [PAIR, PAIR]},
+            "cross_teacher_taus",
+        ),
+    ],
+)
+def test_rows_that_a_rule_lacks_or_cannot_use_are_refused(settings, rows, name):
+    config = LossConfig(**{"terms": (), **settings})
+    for method in ("dense", "tiled"):
+        with pytest.raises(EmbeddingsError) as error:
+            CUSALoss(config, method=method)(X, X, **rows)
+        assert error.value.name == name
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"terms": ()}, "terms"),
+        ({"terms": ("rule",)}, "terms"),
+        ({"rule": "xcrl"}, "rule"),
+        ({"rule_weight": -1}, "rule_weight"),
+        ({"top_k": 0}, "top_k"),
+        ({"text_teacher_weights": (1, 0)}, "text_teacher_weights"),
+        ({"cross_teacher_taus": (0.0,)}, "cross_teacher_taus"),
+        ({"image_teacher_taus": (0.1,), "teacher_mean": "similarities"}, "image_teacher_taus"),
+        ({"hycd": {"alpha": 1.1}}, "hycd.alpha"),
+        ({"guide": {"margin": float("nan")}}, "guide.margin"),
+        ({"dr_sigmoid": {"bias": {"init": 0, "min": 1, "max": 0}}}, "dr_sigmoid.bias.min"),
+    ],
+)
+def test_illegal_settings_are_refused(settings, name):
+    with pytest.raises(SettingError) as error:
+        LossConfig(**settings)
+    assert error.value.name == name
+
+
+def test_the_rule_features_needs_dimensions_that_fit():
+    config = LossConfig(terms=(), rule="features")
+    with pytest.raises(SettingError) as error:
+        CUSALoss(config)
+    assert error.value.name == "feature_dims"
+    loss = CUSALoss(config, feature_dims=FeatureDims(3, 3, 4))
+    with pytest.raises(EmbeddingsError) as error:
+        loss(X, X, teacher_image=X, teacher_text=X)
+    assert error.value.name == "feature_dims"
+    with pytest.raises(EmbeddingsError) as error:
+        loss.on_similarities(X @ X.T, teacher_image=X, teacher_text=X)
+    assert error.value.name == "similarity"
+    # Projections are decayed as other matrices are, temperatures are not.
+    temperatures, projections = loss.param_groups(lr=0.1)
+    assert temperatures == {"params": [loss.tau], "weight_decay": 0.0, "lr": 0.1}
+    assert projections == {"params": list(loss.projections.parameters())}
+
+
+@pytest.mark.parametrize("name", ["cwcl", "dr", "dr-sigmoid", "guide by both", "self-guide"])
+def test_a_rule_on_similarities_is_that_on_features(name):
+    data = Data().without_queue()
+    loss = make_loss(CONFIGS[name])
+    expected = data.run(loss)[0]
+    image, text = (torch.nn.functional.normalize(rows) for rows in data.features[:2])
+    terms = loss.on_similarities(
+        image @ text.T,
+        None,
+        None,
+        *data.uni,
+        torch.tensor(data.image_ids),
+        list(zip(*data.cross, strict=True)),
+    )
+    torch.testing.assert_close(terms, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_rule_compiles():
+    config = rule_config("guide", guide=GuideConfig("either", 0.9))
+    data = Data().without_queue()
+    expected = data.run(make_loss(config))
+    loss = CUSALoss(config, method="tiled").double()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(data.run(compiled)[0], expected[0], rtol=1e-9, atol=1e-12)

@@ -11,7 +11,13 @@ from cusa.train.loss.config import Divergence, LossConfig
 from cusa.train.loss.rules.false_negatives import guide_mask, self_guide_mask
 from cusa.train.loss.rules.settings import RuleName
 from cusa.train.loss.rules.sigmoid import sigmoid_signs
-from cusa.train.loss.rules.soft_labels import cwcl_labels, dr_labels, hycd_labels, xclr_labels
+from cusa.train.loss.rules.soft_labels import (
+    cwcl_labels,
+    dr_labels,
+    hycd_labels,
+    interactive_labels,
+    xclr_labels,
+)
 from cusa.train.loss.rules.tile import Tile
 
 
@@ -37,6 +43,7 @@ RULES: dict[RuleName, Rule] = {
     "hycd": Rule("labels", hycd_labels, divergence="kl"),
     "dr": Rule("labels", dr_labels),
     "dr-sigmoid": Rule("signs", sigmoid_signs),
+    "features": Rule("labels", interactive_labels),
     "guide": Rule("mask", guide_mask),
     "self-guide": Rule("mask", self_guide_mask),
 }

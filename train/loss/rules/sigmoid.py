@@ -16,8 +16,8 @@ def sigmoid_signs(
 ) -> Tensor:
     """Return the soft signs ``c_ij = 2 sigmoid(Z_T,ij) - 1`` of ``dr-sigmoid``.
 
-    The loss of a row is ``sum_j -log sigmoid(c_ij Z_ij)``: SigLIP's (Zhai et al., ICCV 2023, eq.
-    1), with a cross-modal teacher's probability that two belong together in place of the label, 1
+    The loss of a row is ``sum_j -log sigmoid(c_ij Z_ij)``: SigLIP's (Zhai et al., ICCV 2023),
+    with a cross-modal teacher's probability that two belong together in place of the label, 1
     or -1. ``Z_T`` are the teacher's cosines over its temperature plus ``dr_sigmoid.teacher_bias``,
     Z the student's over ``tau`` plus its own bias, which is trained. Several teachers' signs are
     averaged. Needs a cross-modal teacher. This is to ``dr`` what SigLIP's loss is to CLIP's.

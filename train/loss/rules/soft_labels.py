@@ -150,13 +150,21 @@ def dr_labels(
     tile: Tile,
     loss_config: LossConfig,
 ) -> Tensor:
-    """MobileCLIP's distillation (Vasu et al., CVPR 2024, eq. 3): a mean of teachers' softmaxes.
+    """MobileCLIP's distillation (Vasu et al., CVPR 2024): a mean of teachers' softmaxes.
 
     ``P_ij = mean_t softmax_j(a^t_i.b^t_j / tau_t)``, with each cross-modal teacher's own
     temperature. The paper averages the teachers' KL divergences, which is this cross entropy but
     for a constant. Needs a cross-modal teacher. Beside the contrastive term it is ``hycd``.
     """
     return keep_greatest(tile.mean_label_logits(tile.cross, CLIP_TAU), loss_config.top_k)
+
+
+def interactive_labels(
+    tile: Tile,
+    loss_config: LossConfig,
+) -> Tensor:
+    """Return the positives, evenly: the labels of :mod:`cusa.train.loss.features`."""
+    return _log(tile.hard_labels())
 
 
 def keep_greatest(
