@@ -22,6 +22,7 @@ from cusa.eval.inspection.results import Settings, StrongPair
 from cusa.eval.report.gallery import Item
 from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.loss.functions import fuse_similarities
+from cusa.train.teacher_set import TeacherSet
 
 # int64 rows of images and of captions.
 RowNumbers = tuple[np.ndarray, np.ndarray]
@@ -115,7 +116,8 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     text_teacher = store.embeddings(text_name, settings.split)
 
     inputs = _NoInputs(store.skipped(settings.split))
-    pairs = Pairs(split, inputs, (image_teacher, text_teacher))
+    teachers = TeacherSet((image_teacher,), (text_teacher,))
+    pairs = Pairs(split, inputs, teachers)
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
     # Checked after the batches, whose error says more if there are no pairs at all.
     image_rows, caption_rows = pairs.rows(np.arange(len(pairs)))

@@ -18,6 +18,7 @@ from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs
 from cusa.train.tars.pairs import ImageNames, TarSetPairs
 from cusa.train.tars.source import InPlace
 from cusa.train.tars.supply import TarSupply
+from cusa.train.teacher_set import TeacherSet
 from tests.data.tars.tar_files import jpeg, write_set, write_tars
 from tests.helpers import Fault, fault_of
 
@@ -25,6 +26,7 @@ N_TARS = 6
 N_PAIRS = 4
 SKIPPED = (1,)  # image row of each tar that has no embedding
 TEACHERS = ("eyes", "words")
+USED_TEACHERS = TeacherSet(("eyes",), ("words",))
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def tar_set(tmp_path):
 
 
 def _pairs(tar_set, n_open=2):
-    return TarSetPairs(tar_set, StoredTarInputs(*TEACHERS), TEACHERS, n_open)
+    return TarSetPairs(tar_set, StoredTarInputs(*TEACHERS), USED_TEACHERS, n_open)
 
 
 def test_every_part_of_a_pair_is_of_the_same_image_and_caption(tar_set):
@@ -220,7 +222,7 @@ class Greys:
 
 
 def test_pictures_and_captions_are_those_of_their_pairs(tmp_path, tar_set):
-    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), TEACHERS, 2)
+    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), USED_TEACHERS, 2)
     numbers = [14, 0, 35, 13]
     batch = pairs[numbers]
     greys = [load_image(tmp_path, jpeg(image)) for image in batch.image_ids.tolist()]
@@ -238,7 +240,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_by_tar_and_file(tmp_path, tar
     start, size = int(stored.image_offsets[2]), int(stored.image_sizes[2])
     content[start : start + size] = bytes(size)
     path.write_bytes(content)
-    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), TEACHERS, 2)
+    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), USED_TEACHERS, 2)
     with pytest.raises(ImageError) as caught:
         pairs[[0, 14]]
     assert caught.value.path == path / stored.images[2]
