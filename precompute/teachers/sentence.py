@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,13 +279,44 @@ def _load_tower(source: str, model_id: str, device: str, batch_size: int | None)
             raise TeacherError(lacking(source, missing), location=WEIGHTS, name=source)
         tokenizer = load_tokenizer(files, TeacherError)
         model = model.eval().to(device)
-    limit = token_limit(tokenizer, model)
-    padding = text_padding(model.config.model_type)
     is_projected = type(model).__name__.endswith("WithProjection")
 
     def encode(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         output = model(**inputs)
         return output.text_embeds if is_projected else output.pooler_output
+
+    feature = "text_embeds" if is_projected else "pooler"
+    tower = tower_teacher(model, tokenizer, encode, source, feature, batch_size)
+    return replace(tower, model_id=model_id, weights_sha256=weights_digest(model))
+
+
+def tower_teacher(
+    model: Any,
+    tokenizer: Any,
+    encode: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    source: str,
+    feature: str,
+    batch_size: int | None,
+) -> Teacher:
+    """Make a teacher from a text tower of transformers, trying it on a text.
+
+    Args:
+        model: The model that has the tower, on its device.
+        tokenizer: Its tokeniser.
+        encode: Maps tokens to rows ``[n, dim]``.
+        source: Hub name or folder.
+        feature: The part of its output that becomes the row.
+        batch_size: Captions per forward pass; ``None``: the device's default.
+
+    Returns:
+        The teacher, whose ``model_id`` and ``weights_sha256`` are empty.
+
+    Raises:
+        TeacherError: If the model fails on the text.
+    """
+    device = next(model.parameters()).device
+    limit = token_limit(tokenizer, getattr(model, "text_model", model))
+    padding = text_padding(model.config.model_type)
 
     def tokenize(captions: Sequence[str]) -> dict[str, torch.Tensor]:
         return tokenized(tokenizer, list(captions), limit, padding)
@@ -294,18 +326,18 @@ def _load_tower(source: str, model_id: str, device: str, batch_size: int | None)
         dim = encode(probe).shape[1]
     return Teacher(
         modality="text",
-        model_id=model_id,
-        weights_sha256=weights_digest(model),
+        model_id="",
+        weights_sha256="",
         dim=dim,
         transform={
-            FEATURE: "text_embeds" if is_projected else "pooler",
+            FEATURE: feature,
             "max_seq_length": limit,
             "padding": padding,
             "tokenizer_sha256": _tokenizer_digest(tokenizer),
         },
         source=source,
         encode=encode,
-        batch_size=batch_size or default_batch_size(device, _CPU_BATCH_SIZE),
+        batch_size=batch_size or default_batch_size(str(device), _CPU_BATCH_SIZE),
         tokenize=tokenize,
         token_counts=lambda captions: _token_counts(tokenizer, captions),
         token_limit=limit,
