@@ -22,7 +22,12 @@ from cusa.train.student import (
     adapter_student,
     dual_encoder_student,
 )
-from cusa.train.used_teachers import stored_teacher, used_teachers, with_teachers
+from cusa.train.used_teachers import (
+    stored_teacher,
+    used_teachers,
+    with_logit_scales,
+    with_teachers,
+)
 from cusa.train.validation_store import refuse_other_encoders, validation_split
 
 _MODALITIES = ("image", "text")
@@ -65,7 +70,8 @@ def resolve(
     data = with_teachers(data, teachers)
     data = replace(_with_absolute_paths(data), val_split=val_split)
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
-    return replace(config, data=data, student=student), provenance
+    loss = with_logit_scales(config.loss, teachers)
+    return replace(config, data=data, student=student, loss=loss), provenance
 
 
 def _splits_in_use(

@@ -24,19 +24,22 @@ MINUTES_OF_A_YEAR = 525_600
 
 
 def _one_or_several(names: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    """Return a list of one name as that name, and an empty one as none given."""
-    if isinstance(names, str) or not names:
-        return names or None
+    """Return a list of one name as that name, an empty one as none given, ``"a+b"`` as a list."""
+    if isinstance(names, str):
+        names = tuple(names.split("+"))  # which is not legal in a name
+    if not names:
+        return None
     if len(names) == 1:
-        return names[0]
+        return names[0] or None
     return names
 
 
+_LEGAL_NAMES = "a teacher's name (in quotes where it looks like a number), a list of them, or null"
 # One name or several; ``None``: the default.
 Names = Annotated[
     Text | tuple[Text, ...] | None,
     AfterValidator(_one_or_several),
-    WithJsonSchema({"legal": "a teacher's name, a list of several, or null"}),
+    WithJsonSchema({"legal": _LEGAL_NAMES}),
 ]
 TrackerName = Literal["wandb", "trackio", "mlflow", "tensorboard"]
 
@@ -51,8 +54,8 @@ class DataConfig:
             ``cusa-eval`` measures the run on; ``None``: the same store.
         image_root: Folder of the images if not the store's own; of a set's tars, also a URL.
         val_image_root: Folder of the images of ``val_embeddings``, if not that store's own.
-        image_teacher: Teacher of the images' soft labels, or a list of several; ``None``: the
-            store's only one, or its only one that is not half of a cross-modal teacher.
+        image_teacher: Teacher of the images' soft labels, or a list of several (in the axes of
+            ``--sweep``: ``a+b``); ``None``: the store's only one, or its only one that is not half of a cross-modal teacher.
         text_teacher: Teacher of the captions' soft labels, likewise.
         cross_teacher: Cross-modal teacher, or a list of several, for rules and soft labels that
             compare images with captions; ``None``: the store's only one, if the loss needs one.

@@ -55,7 +55,8 @@ class Teachers:
         image_teacher: Name of the image teacher, or names of several; ``None``: the store's only
             one, or its only uni-modal one.
         text_teacher: Name or names of the text teachers likewise.
-        cross_teacher: Name of the cross-modal teacher, or names of several; ``None``: none.
+        cross_teacher: Name of the cross-modal teacher, or names of several; an empty list: the
+            store's only one; ``None``: none.
 
     Attributes:
         split: The split.
@@ -80,7 +81,7 @@ class Teachers:
         image_names = optional_teachers(location, store.teachers, "image", image_teacher)
         text_names = optional_teachers(location, store.teachers, "text", text_teacher)
         cross_names: tuple[tuple[str, str], ...] = ()
-        if cross_teacher:
+        if cross_teacher is not None:
             cross_names = pick_cross_teachers(
                 location, store.teachers, cross_teacher, "cross_teacher"
             )

@@ -10,6 +10,8 @@ import torch
 from cusa.data.errors import DataError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.teacher_choice import TeacherNames
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.rules.requirements import needed_teachers
 from cusa.train.teacher_rows import TeacherBatch, Teachers
 
 
@@ -24,7 +26,9 @@ class SplitTeachers:
         splits: Names of the splits.
         image_teacher: Name or names of the image teachers; by default the only one there is.
         text_teacher: Name or names of the text teachers; by default the only one there is.
-        cross_teacher: Name or names of the cross-modal teachers; by default none.
+        cross_teacher: Name or names of the cross-modal teachers; by default the only one there is,
+            if the loss needs one.
+        config: Settings of the loss; ``None``: the defaults, which need no cross-modal teacher.
 
     Attributes:
         splits: Names of the splits, as given.
@@ -41,7 +45,11 @@ class SplitTeachers:
         image_teacher: TeacherNames = None,
         text_teacher: TeacherNames = None,
         cross_teacher: TeacherNames = None,
+        config: LossConfig | None = None,
     ) -> None:
+        needs_cross_teacher = "cross-modal" in needed_teachers(config or LossConfig())
+        if cross_teacher is None and needs_cross_teacher:
+            cross_teacher = ()  # the only one
         self.splits = splits
         self.of_split: dict[str, Teachers] = {}
         for name in splits:

@@ -58,7 +58,8 @@ def logit_bias(settings: TeacherSettings) -> float | None:
 
 def _number(settings: TeacherSettings, key: str) -> float | None:
     value = settings.transform.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value):
-        return float(value)
-    return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return None
+    return float(value)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cusa.data.errors import TeacherError, first_line
+from cusa.data.errors import TeacherError
 from cusa.data.hub import locate
 from cusa.data.pretrained import lacking, load_embedding_model, load_image_processor
 from cusa.data.store.cross_teachers import CROSS_TEACHER, LOGIT_BIAS, LOGIT_SCALE
@@ -27,7 +27,6 @@ from cusa.precompute.teachers.base import (
     default_batch_size,
     each_tensor,
     loading,
-    stacked,
     weights_digest,
 )
 from cusa.precompute.teachers.sentence import tower_teacher
