@@ -55,7 +55,8 @@ class DataConfig:
         image_root: Folder of the images if not the store's own; of a set's tars, also a URL.
         val_image_root: Folder of the images of ``val_embeddings``, if not that store's own.
         image_teacher: Teacher of the images' soft labels, or a list of several (in the axes of
-            ``--sweep``: ``a+b``); ``None``: the store's only one, or its only one that is not half of a cross-modal teacher.
+            ``--sweep``: ``a+b``); ``None``: the store's only one, or its only one that is not half
+            of a cross-modal teacher.
         text_teacher: Teacher of the captions' soft labels, likewise.
         cross_teacher: Cross-modal teacher, or a list of several, for rules and soft labels that
             compare images with captions; ``None``: the store's only one, if the loss needs one.

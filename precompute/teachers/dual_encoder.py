@@ -36,9 +36,7 @@ from cusa.precompute.teachers.vision_encoder import is_dual_encoder, named_input
 _PROBE_TEXTS = ["a dog on the beach", "two red cars", "people eating pizza"]
 # Greatest difference of logits from scaled cosines, as a share of the scale: float32's rounding.
 _TOLERANCE = 1e-4
-
-# While one half of a model is a loaded teacher, the other half finds the model here.
-_loaded_models: WeakValueDictionary[tuple[str, str], DualEncoder]
+_GREATEST_LOGARITHM = 100.0  # CLIP's scale is at most 100, of which this is far beyond
 
 
 def load_half(
@@ -169,11 +167,7 @@ class DualEncoder:
         bias = _parameter(self._model, "logit_bias")
         with loading("dual encoder", self._source):
             cosines, logits = self._probe(device)
-        differs = scale is None or cosines.shape != logits.shape
-        if not differs:
-            expected = scale * cosines + (bias or 0.0)
-            differs = bool(np.abs(expected - logits).max() > _TOLERANCE * max(scale, 1.0))
-        if differs:
+        if not _are_logits(logits, cosines, scale, bias or 0.0):
             raise TeacherError(
                 f"{self._source!r} ({type(self._model).__name__}): its logits are not its "
                 "embeddings' cosines times a scale, so its rows are no cross-modal teacher; leave "
@@ -194,27 +188,43 @@ class DualEncoder:
             noise = generator.integers(0, 256, (48, 64, 3)).astype(np.uint8)
             pictures.append(Image.fromarray(noise))
         pixels = self.image_half.inputs(pictures)
-        tokens = self.text_half.inputs(_PROBE_TEXTS)
         image_rows = self.image_half.rows(pixels, device, "fp32")
-        text_rows = self.text_half.rows(tokens, device, "fp32")
+        text_rows = self.text_half.rows(_PROBE_TEXTS, device, "fp32")
 
-        inputs = {**named_inputs(pixels), **tokens}
+        inputs = {**named_inputs(pixels), **self.text_half.tokens(_PROBE_TEXTS)}
         output = self._model(**each_tensor(inputs, lambda tensor: tensor.to(device)))
         return image_rows @ text_rows.T, output.logits_per_image.float().cpu().numpy()
 
 
-_loaded_models = WeakValueDictionary()
+# By source and device: while one half is a loaded teacher, the other half finds the model here.
+_loaded_models: WeakValueDictionary[tuple[str, str], DualEncoder] = WeakValueDictionary()
 
 
-def _logit_scale(model: Any) -> float | None:
-    """Return what a model multiplies cosines by: models have its logarithm or a temperature."""
+def _are_logits(
+    logits: np.ndarray,
+    cosines: np.ndarray,
+    scale: float,
+    bias: float,
+) -> bool:
+    """Return whether logits are scaled cosines plus a bias; none are with a scale of NaN."""
+    if logits.shape != cosines.shape:
+        return False
+    difference = np.abs(scale * cosines + bias - logits)
+    return bool(difference.max() <= _TOLERANCE * max(scale, 1.0))
+
+
+def _logit_scale(model: Any) -> float:
+    """Return what a model multiplies cosines by: models have its logarithm or a temperature.
+
+    NaN if it has neither.
+    """
     logarithm = _parameter(model, "logit_scale")
     if logarithm is not None:
-        return math.exp(logarithm)
+        return math.exp(min(logarithm, _GREATEST_LOGARITHM))
     temperature = _parameter(model, "temperature")
     if temperature:
         return 1 / temperature
-    return None
+    return math.nan
 
 
 def _parameter(model: Any, name: str) -> float | None:
