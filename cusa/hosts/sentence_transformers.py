@@ -63,11 +63,10 @@ class StoredSoftLabelLoss(nn.Module):
         splits: Names of the splits; labels refer to them by position.
         config: Settings of the loss; ``None``: the defaults.
         image_teacher: Name or names of the image teachers; by default the only one there is.
-        text_teacher: Name or names of the text teachers; by default the only one there is.
+        text_teacher: The same of the text teachers.
         gather_across_devices: Whether the batch is that of all processes, as for the losses of
             sentence-transformers. If not, each process learns temperatures of its own.
-        cross_teacher: Name or names of the cross-modal teachers; by default the only one there is,
-            if the loss needs one.
+        cross_teacher: The same of the cross-modal teachers, if the loss needs one.
 
     Raises:
         StoreError: If the store has no such split or teacher.
@@ -184,13 +183,7 @@ class _TemperatureCallback(TrainerCallback):
             folder = _checkpoint(args, state)
             save_file(self.loss.cusa.state_dict(), folder / _LOSS_FILE)
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        **_: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Read the temperatures of the checkpoint that training resumes from."""
         if state.global_step > 0:
             self._restore(_checkpoint(args, state))

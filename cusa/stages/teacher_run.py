@@ -60,7 +60,7 @@ def recorded(progress: bool, leads: bool) -> Iterator[RunRecord]:
 
 def parse_teachers(given: Mapping[str, Any]) -> list[TeacherRequest]:
     """Parse every teacher, and check that models of the hub are available."""
-    from cusa.precompute.teachers import parse_teachers as parse_option
+    from cusa.precompute.teachers.cross_modal import parse_teachers as parse_option
 
     requests = []
     for option in given.get("teacher", ()):

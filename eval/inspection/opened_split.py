@@ -98,6 +98,18 @@ class OpenedSplit:
         return Item("image", self.split.image_ids[row], path)
 
 
+def _count_images(image_rows: np.ndarray, split: str) -> int:
+    """Return the number of distinct images, of which soft labels need two."""
+    n_images = len(np.unique(image_rows))
+    if n_images < 2:
+        raise DataError(
+            f"split {split!r} has pairs of one image only, and soft labels need at least two "
+            "images; pass another --split",
+            name=split,
+        )
+    return n_images
+
+
 def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     """Open a split as a training run would.
 
@@ -116,18 +128,15 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     text_teacher = store.embeddings(text_name, settings.split)
 
     inputs = _NoInputs(store.skipped(settings.split))
-    teachers = TeacherSet((image_teacher,), (text_teacher,))
+    teachers = TeacherSet(
+        image=(image_teacher,),
+        text=(text_teacher,),
+    )
     pairs = Pairs(split, inputs, teachers)
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
     # Checked after the batches, whose error says more if there are no pairs at all.
     image_rows, caption_rows = pairs.rows(np.arange(len(pairs)))
-    n_images = len(np.unique(image_rows))
-    if n_images < 2:
-        raise DataError(
-            f"split {settings.split!r} has pairs of one image only, and soft labels need at least "
-            "two images; pass another --split",
-            name=settings.split,
-        )
+    n_images = _count_images(image_rows, settings.split)
     return OpenedSplit(
         split=split,
         image_teacher=image_teacher,

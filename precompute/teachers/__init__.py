@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cusa.data.errors import TeacherError, first_line
 from cusa.data.hub import has_file, is_hub_name, locate, require
 from cusa.data.pretrained import read_object
-from cusa.data.store.cross_teachers import CROSS_TEACHER, row_names
+from cusa.data.store.cross_teachers import CROSS_TEACHER
 from cusa.data.store.schema import TeacherSettings, check_name, file_name
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ _WEIGHT_FILES = (*_UNICOM, "efficientnet-lite0")
 _IMAGE_PROCESSOR, _ANY_PROCESSOR = "preprocessor_config.json", "processor_config.json"
 # Keys that only the config.json of a vision model has.
 _VISION_KEYS = {"vision_config", "image_size", "num_channels", "patch_size"}
-# Kinds of the two halves of a dual encoder, and what its source is written behind.
-_HALVES = {"image": "image half", "text": "text half"}
-_CROSS_PREFIXES = ("clip", "siglip")
+# Kinds of the two halves of a dual encoder, by modality.
+HALVES = {"image": "image half", "text": "text half"}
 _MPNET = "sentence-transformers/all-mpnet-base-v2"
 
 
@@ -52,7 +51,7 @@ class TeacherRequest:
     @property
     def modality(self) -> str:
         """``"image"`` or ``"text"``."""
-        return "text" if self.kind in ("sentence", "minilm", _HALVES["text"]) else "image"
+        return "text" if self.kind in ("sentence", "minilm", HALVES["text"]) else "image"
 
     def load(
         self,
@@ -84,9 +83,17 @@ class TeacherRequest:
                 return packaged.load_minilm(self.source, device, batch_size)
             return packaged.load_efficientnet_lite0(path, device, batch_size)
 
+        return self._load_hugging_face(device, batch_size, pooling)
+
+    def _load_hugging_face(
+        self,
+        device: str,
+        batch_size: int | None,
+        pooling: Pooling | None,
+    ) -> Teacher:
         assert self.source is not None, "only teachers with a default source may have none"
         model_id = self._model_id(self.source)
-        if self.kind in _HALVES.values():
+        if self.kind in HALVES.values():
             from cusa.precompute.teachers.dual_encoder import load_half
 
             return load_half(
@@ -122,7 +129,7 @@ class TeacherRequest:
         """
         cross_teacher = stored.transform.get(CROSS_TEACHER)
         if cross_teacher is not None:
-            half = replace(self, kind=_HALVES[stored.modality], cross_teacher=cross_teacher)
+            half = replace(self, kind=HALVES[stored.modality], cross_teacher=cross_teacher)
             return half._load_as(stored, device)
         return self._load_as(stored, device)
 
@@ -157,32 +164,6 @@ class TeacherRequest:
         """
         if self.source is not None and self.kind not in _WEIGHT_FILES:
             require(self.source, TeacherError)
-
-
-def parse_teachers(text: str) -> list[TeacherRequest]:
-    """Parse a ``--teacher`` option: one teacher, or both halves of a cross-modal one.
-
-    ``clip:SOURCE``, ``siglip:SOURCE`` or ``NAME=clip:SOURCE``, with the folder or hub name of a
-    dual encoder, ask for its image rows and its text rows.
-
-    Raises:
-        TeacherError: As :func:`parse_teacher` raises it.
-        SettingError: If NAME is not legal.
-    """
-    name, _, spec = text.rpartition("=")
-    prefix, colon, source = spec.partition(":")
-    if not colon or prefix not in _CROSS_PREFIXES:
-        return [parse_teacher(text)]
-    is_folder = os.path.isdir(source)
-    if not is_folder and not is_hub_name(source):
-        problem = f"expected {prefix}:owner/model, or {prefix}:FOLDER of a folder that exists"
-        raise TeacherError(f"--teacher {text}: {problem}", name=text)
-    cross_teacher = name or file_name(Path(source).name)
-    check_name(cross_teacher)
-    halves = []
-    for half_name, kind in zip(row_names(cross_teacher), _HALVES.values(), strict=True):
-        halves.append(TeacherRequest(half_name, kind, source, cross_teacher))
-    return halves
 
 
 def parse_teacher(text: str) -> TeacherRequest:

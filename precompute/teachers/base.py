@@ -33,7 +33,6 @@ FEATURES = {
     "image_features": "the projected embedding",
     "image_embeds": "the projected embedding",
     "text_embeds": "the projected embedding",
-    "text_features": "the projected embedding",
     "pooler": "the pooled output",
     "first_token": "the class token",
     "mean": "the mean over the patches",

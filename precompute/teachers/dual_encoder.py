@@ -29,7 +29,7 @@ from cusa.precompute.teachers.base import (
     loading,
     weights_digest,
 )
-from cusa.precompute.teachers.sentence import tower_teacher
+from cusa.precompute.teachers.text_tower import tower_teacher
 from cusa.precompute.teachers.vision import HuggingFaceTransform, probed_encoder
 from cusa.precompute.teachers.vision_encoder import is_dual_encoder, named_inputs
 
@@ -116,7 +116,7 @@ class DualEncoder:
             self._model = model.eval().to(device)
         self.image_half = self._image_half(preprocess, device)
         self.text_half = tower_teacher(
-            self._model, tokenizer, self._encode_texts, source, "text_features", None
+            self._model, tokenizer, self._encode_texts, source, "text_embeds", None
         )
         self.logit_settings = self._checked_logits(device)
 

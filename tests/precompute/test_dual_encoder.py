@@ -13,7 +13,8 @@ from cusa.data.errors import SettingError, TeacherError
 from cusa.data.store.cross_teachers import cross_teachers, logit_bias, logit_scale
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.tars.tar_set import TarSet
-from cusa.precompute.teachers import dual_encoder, parse_teachers
+from cusa.precompute.teachers import dual_encoder
+from cusa.precompute.teachers.cross_modal import parse_teachers
 from cusa.train.saving.run_dir import load_run
 from tests.data.tars.tar_files import write_tars
 from tests.helpers import ADAPTER, make_pairs, make_tiny_clip, make_tiny_vit, run_ok, settings
@@ -69,7 +70,7 @@ def _own_logits(folder, image_paths, captions):
     pictures = [Image.open(path).convert("RGB") for path in image_paths]
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     pixels = processor(images=pictures, return_tensors="pt")
-    padding = {"padding": "max_length", "max_length": 16} if "siglip" in str(folder) else {}
+    padding = {"padding": "max_length", "max_length": 16} if folder.name == "siglip" else {}
     tokens = AutoTokenizer.from_pretrained(folder)(
         captions, return_tensors="pt", **{"padding": True, **padding}
     )
