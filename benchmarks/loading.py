@@ -57,6 +57,7 @@ from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.sources import student_sources
 from cusa.train.student import Processors
+from cusa.train.teacher_set import TeacherSet
 
 from timing import in_turns, seconds
 
@@ -295,7 +296,8 @@ def main(
         processors = save_processors(folder / "clip")
         sources = student_sources(opened, "train", Config(), (), processors)
         teachers = (opened.embeddings("unicom", "train"), opened.embeddings("mpnet", "train"))
-        pairs = {"without": Pairs(*sources, None), "with": Pairs(*sources, teachers)}
+        used = TeacherSet(teachers[:1], teachers[1:])
+        pairs = {"without": Pairs(*sources, TeacherSet()), "with": Pairs(*sources, used)}
         # First: it leaves their pages in this process's map.
         rows_s = row_seconds(pairs["with"], teachers, batch_size)
         by_workers = {n: measure(pairs, n, batch_size, batches, rounds) for n in workers}

@@ -51,6 +51,7 @@ from cusa.data.worker_pool import WorkerPool
 from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.source import InPlace
 from cusa.train.tars.supply import TarSupply
+from cusa.train.teacher_set import TeacherSet
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.object_server import BUCKET, ObjectServer, running_server
@@ -87,7 +88,9 @@ class Reading:
         source: Any = InPlace(tar_set, TEACHERS, reads_images=True)
         if self.is_copied:
             source = TarCache(tar_set, None, 0, TEACHERS, needs_images=True)
-        pairs = TarSetPairs(source.files, inputs, TEACHERS, self.window + 2)
+        pairs = TarSetPairs(
+            source.files, inputs, TeacherSet(TEACHERS[:1], TEACHERS[1:]), self.window + 2
+        )
         supply = TarSupply(pairs, tuple(tar_set.manifest.names), source, self.window)
         order = SetOrder(pairs.n_trainable, self.batch_size, seed=0, window=self.window)
         with closing(supply), closing(WorkerPool(pairs, workers=0)) as pool:

@@ -54,6 +54,7 @@ from cusa.train.tars.inputs import TarFileInputs, TarInputs, TarRows
 from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.source import InPlace
 from cusa.train.tars.supply import TarSupply
+from cusa.train.teacher_set import TeacherSet
 
 from timing import cpu_seconds, in_turns
 
@@ -168,7 +169,9 @@ class SetBatches(Batches):
         is_first_epoch: bool = False,
     ) -> None:
         self._is_first_epoch = is_first_epoch
-        pairs = TarSetPairs(tar_set, inputs, list(TEACHERS), WINDOW + 2)
+        image_teacher, text_teacher = TEACHERS
+        used_teachers = TeacherSet((image_teacher,), (text_teacher,))
+        pairs = TarSetPairs(tar_set, inputs, used_teachers, WINDOW + 2)
         self._source = InPlace(tar_set, pairs.teachers_read, pairs.reads_images)
         self._supply = TarSupply(pairs, tuple(tar_set.manifest.names), self._source, WINDOW)
         order = SetOrder(pairs.n_trainable, batch_size, seed=0, window=WINDOW)
@@ -220,7 +223,8 @@ def main(
         paths = [str(tar_set.tar_path(name)) for name in tar_set.manifest.names]
         processors = save_processors(folder / "clip")
         sources = student_sources(opened, "train", Config(), (), processors)
-        teachers = [opened.embeddings(name, "train") for name in TEACHERS]
+        image_rows, text_rows = [opened.embeddings(name, "train") for name in TEACHERS]
+        teachers = TeacherSet((image_rows,), (text_rows,))
         decoded = TarFileInputs(processors, Config().data.normalizer, tuple(TEACHERS))
         files = Batches(
             Pairs(*sources, teachers), EpochOrder(n_images, batch_size, seed=0), batches

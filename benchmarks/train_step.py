@@ -50,6 +50,7 @@ from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes
 from cusa.train.sources import student_sources
 from cusa.train.step import AUTOCAST
+from cusa.train.teacher_set import TeacherSet
 from cusa.train.trainer import Trainer
 
 from timing import in_turns
@@ -155,7 +156,7 @@ def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
         sources = student_sources(
             trainer.setup.store, "train", trainer.setup.config, (), trainer.setup.processors
         )
-        trainer.setup.data.pairs = Pairs(*sources, None)
+        trainer.setup.data.pairs = Pairs(*sources, TeacherSet())
         trainer.setup.step.register_forward_pre_hook(LiveTeachers(trainer, setting.live_layers))
     return trainer
 

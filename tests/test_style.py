@@ -28,7 +28,6 @@ LONG_FILES = {
     "eval/evaluators/retrieval/coco.py": "reading COCO's test and ranking it",
     "eval/evaluators/sts/layouts.py": "a reader for each layout",
     "precompute/run.py": "the steps of one run",
-    "precompute/teachers/sentence.py": "the kinds of text model",
     "train/loss/config.py": "the settings of one class",
     "train/loss/cusa_loss.py": "one class",
     "train/loss/tiled.py": "one sweep, forward and backward",

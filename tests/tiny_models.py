@@ -141,3 +141,19 @@ def save_roberta_dual(folder: Path) -> Any:
     made.save_pretrained(folder)
     save_processor(folder)
     return made.eval()
+
+
+def save_siglip(folder: Path) -> Any:
+    """A SiglipModel with a logit bias, as a folder; the model."""
+    import torch
+    from transformers import SiglipConfig, SiglipModel
+
+    size = save_tokenizer(folder)
+    text = {**SIZES, "vocab_size": size, "max_position_embeddings": 16, "projection_size": 32}
+    torch.manual_seed(5)
+    made = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+    torch.nn.init.constant_(made.logit_scale, 4.0)
+    torch.nn.init.constant_(made.logit_bias, -12.0)
+    made.save_pretrained(folder)
+    save_processor(folder)
+    return made.eval()

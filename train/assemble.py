@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from cusa.data.errors import RunError, StudentError
 from cusa.data.objects.folder import absolute_location
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
-from cusa.train.loss.rules.requirements import needed_teachers
 from cusa.train.saving.provenance import Beginning, Provenance, StoredSplit, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
@@ -23,10 +22,15 @@ from cusa.train.student import (
     adapter_student,
     dual_encoder_student,
 )
+from cusa.train.used_teachers import (
+    stored_teacher,
+    used_teachers,
+    with_logit_scales,
+    with_teachers,
+)
 from cusa.train.validation_store import refuse_other_encoders, validation_split
 
 _MODALITIES = ("image", "text")
-ModelSettings = TypeVar("ModelSettings", DataConfig, StudentConfig)
 
 
 def resolve(
@@ -51,24 +55,23 @@ def resolve(
     student = config.student
     val_split = validation_split(config, val_store or store)
     fingerprints, validation = _splits_in_use(data.train_split, val_split, store, val_store)
-    teachers: dict[str, StoredTeacher] = {}
+    teachers = used_teachers(config, store)
     encoders: dict[str, StoredTeacher] = {}
-    if needed_teachers(config.loss):
-        teachers = _stored_teachers(store, "teacher", data.image_teacher, data.text_teacher)
     if student.name == "adapter":
-        encoders = _stored_teachers(store, "encoder", student.image_encoder, student.text_encoder)
+        encoders = _stored_encoders(store, student.image_encoder, student.text_encoder)
     if val_store is not None:
         refuse_other_encoders(val_store, encoders)
 
-    student = _with_names(student, "encoder", encoders)
+    student = _with_names(student, encoders)
     if student.init is not None:
         student = replace(student, init=absolute_location(student.init))
     if Path(student.name).is_dir():
         student = replace(student, name=absolute_location(student.name))
-    data = _with_names(data, "teacher", teachers)
+    data = with_teachers(data, teachers)
     data = replace(_with_absolute_paths(data), val_split=val_split)
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
-    return replace(config, data=data, student=student), provenance
+    loss = with_logit_scales(config.loss, teachers)
+    return replace(config, data=data, student=student, loss=loss), provenance
 
 
 def _splits_in_use(
@@ -88,15 +91,14 @@ def _splits_in_use(
 
 
 def _with_names(
-    settings: ModelSettings,
-    role: str,
-    models: Mapping[str, StoredTeacher],
-) -> ModelSettings:
-    """Fill in the names of models by modality, such as ``image_teacher``."""
+    student: StudentConfig,
+    encoders: Mapping[str, StoredTeacher],
+) -> StudentConfig:
+    """Fill in the names of encoders by modality, such as ``image_encoder``."""
     names: dict[str, Any] = {}
-    for modality, model in models.items():
-        names[f"{modality}_{role}"] = model.name
-    return replace(settings, **names)
+    for modality, encoder in encoders.items():
+        names[f"{modality}_encoder"] = encoder.name
+    return replace(student, **names)
 
 
 def _with_absolute_paths(data: DataConfig) -> DataConfig:
@@ -110,27 +112,23 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
     )
 
 
-def _stored_teachers(
+def _stored_encoders(
     store: Store,
-    role: str,
     *wanted_names: str | None,
 ) -> dict[str, StoredTeacher]:
-    """Pick the image and the text model that settings name.
+    """Pick the image and the text encoder that settings name.
 
     Args:
         store: The store.
-        role: ``"teacher"`` or ``"encoder"``: the option that errors name ends so.
-        wanted_names: The image and the text model's names; ``None``: the store's only one.
+        wanted_names: The image and the text encoder's names; ``None``: the store's only one.
 
     Returns:
-        The models by modality.
+        The encoders by modality.
     """
     chosen = {}
     for modality, wanted in zip(_MODALITIES, wanted_names, strict=True):
-        name = store.pick_teacher(modality, wanted, f"--{modality}-{role}")
-        source = store.sources[name]
-        settings = store.teachers[name]
-        chosen[modality] = StoredTeacher(name, source, settings)
+        name = store.pick_teacher(modality, wanted, f"--{modality}-encoder")
+        chosen[modality] = stored_teacher(store, name)
     return chosen
 
 

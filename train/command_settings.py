@@ -37,6 +37,7 @@ from cusa.train.stores import open_store
 # Settings and sections that later versions added; their defaults change nothing. A sweep's folder
 # is named after its settings; leaving these out keeps the name that earlier versions gave it.
 _ADDED_LATER = (
+    "data.cross_teacher",
     "loss.cross_teacher_taus",
     "loss.cross_teacher_weights",
     "loss.dr_sigmoid.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
+from pydantic import AfterValidator, WithJsonSchema
+
 from cusa.data.errors import SettingError
 from cusa.data.worker_pool import StartMethod
 from cusa.train.loss.config import LossConfig
@@ -20,6 +22,25 @@ MOST_WORKERS = 256  # processes that read for one training process
 GREATEST_CACHE = 1_000_000  # GB
 MINUTES_OF_A_YEAR = 525_600
 
+
+def _one_or_several(names: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """Return a list of one name as that name, an empty one as none given, ``"a+b"`` as a list."""
+    if isinstance(names, str):
+        names = tuple(names.split("+"))  # which is not legal in a name
+    if not names:
+        return None
+    if len(names) == 1:
+        return names[0] or None
+    return names
+
+
+_LEGAL_NAMES = "a teacher's name (in quotes where it looks like a number), a list of them, or null"
+# One name or several; ``None``: the default.
+Names = Annotated[
+    Text | tuple[Text, ...] | None,
+    AfterValidator(_one_or_several),
+    WithJsonSchema({"legal": _LEGAL_NAMES}),
+]
 TrackerName = Literal["wandb", "trackio", "mlflow", "tensorboard"]
 
 
@@ -33,8 +54,12 @@ class DataConfig:
             ``cusa-eval`` measures the run on; ``None``: the same store.
         image_root: Folder of the images if not the store's own; of a set's tars, also a URL.
         val_image_root: Folder of the images of ``val_embeddings``, if not that store's own.
-        image_teacher: Teacher of the images' soft labels; ``None``: the store's only one.
-        text_teacher: Teacher of the captions' soft labels; ``None``: the store's only one.
+        image_teacher: Teacher of the images' soft labels, or a list of several (in the axes of
+            ``--sweep``: ``a+b``); ``None``: the store's only one, or its only one that is not half
+            of a cross-modal teacher.
+        text_teacher: Teacher of the captions' soft labels, likewise.
+        cross_teacher: Cross-modal teacher, or a list of several, for rules and soft labels that
+            compare images with captions; ``None``: the store's only one, if the loss needs one.
         train_split: Split that is trained on.
         val_split: Split that the best student is chosen on. ``None``: none, and the last student
             is kept; so, with a note, where the only store has no split of the default name.
@@ -55,8 +80,9 @@ class DataConfig:
     val_embeddings: Text | None = None
     image_root: Text | None = None
     val_image_root: Text | None = None
-    image_teacher: Text | None = None
-    text_teacher: Text | None = None
+    image_teacher: Names = None
+    text_teacher: Names = None
+    cross_teacher: Names = None
     train_split: Text = "train"
     val_split: Text | None = "val"
     normalizer: Literal["albef", "none"] = "albef"

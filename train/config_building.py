@@ -32,6 +32,7 @@ SHORT = {
     "init": "student.init",
     "image_teacher": "data.image_teacher",
     "text_teacher": "data.text_teacher",
+    "cross_teacher": "data.cross_teacher",
     "image_encoder": "student.image_encoder",
     "text_encoder": "student.text_encoder",
 }
@@ -188,10 +189,17 @@ def _with_report_to(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Write the settings as a file that ``--config`` reads."""
-    plain = dataclasses.asdict(config)
-    plain["loss"]["terms"] = list(plain["loss"]["terms"])
-    plain["train"]["report_to"] = list(plain["train"]["report_to"])
+    plain = _with_lists(dataclasses.asdict(config))
     return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _with_lists(value: Any) -> Any:
+    """Replace the tuples among nested settings by lists."""
+    if isinstance(value, Mapping):
+        return {name: _with_lists(nested) for name, nested in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return value
 
 
 # Settings that may change when a run resumes: paths, devices, logging. All others decide what the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from cusa.data.errors import CusaError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
 from cusa.train.student_inputs import Inputs, StudentInputs
+from cusa.train.teacher_set import MaybeRows, TeacherSet, gather_rows
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,19 @@ class Batch:
     Attributes:
         images: Inputs of the student's image trunk.
         texts: Inputs of the student's text trunk.
-        teacher_image: float16 or float32 ``[B, e]``, or ``None`` if no soft labels are used.
-        teacher_text: float16 or float32 ``[B, e']``, or ``None`` likewise.
+        teacher_image: float16 or float32 ``[B, e]``, a tuple of several teachers' rows, or ``None``
+            if no image teacher is used.
+        teacher_text: The text teachers' rows likewise.
         image_ids: int64 ``[B]``: the image row of each pair; equal rows are the same image.
+        cross_teachers: Image rows and text rows of each cross-modal teacher, ``[B, e]``.
     """
 
     images: Inputs
     texts: Inputs
-    teacher_image: torch.Tensor | None
-    teacher_text: torch.Tensor | None
+    teacher_image: MaybeRows
+    teacher_text: MaybeRows
     image_ids: torch.Tensor
+    cross_teachers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
 
     def to(self, device: torch.device, with_inputs: bool = True) -> Batch:
         """Move the batch to a device; the student's inputs only if ``with_inputs``."""
@@ -56,23 +60,32 @@ class Batch:
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield every tensor of the batch."""
         for value in vars(self).values():
-            if isinstance(value, Mapping):
-                yield from value.values()
-            elif value is not None:
-                yield value
+            yield from _tensors_in(value)
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, tuple):
+        for member in value:
+            yield from _tensors_in(member)
+    elif value is not None:
+        yield value
 
 
 def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Apply a function to a tensor, or to each tensor of a mapping; ``None`` stays ``None``."""
+    """Apply a function to a tensor, or to each of a mapping or tuple; ``None`` stays ``None``."""
     if value is None:
         return None
     if isinstance(value, Mapping):
         return {name: change(tensor) for name, tensor in value.items()}
+    if isinstance(value, tuple):
+        return tuple(each_tensor(member, change) for member in value)
     return change(value)
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:
-    """Move a tensor, or each tensor of a mapping, to a device; ``None`` stays ``None``."""
+    """Move a tensor, or each tensor of a mapping or tuple, to a device."""
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(device, non_blocking=True)
@@ -127,8 +140,7 @@ class Pairs(Dataset[Batch]):
     Args:
         split: The split.
         inputs: Reader of the student's inputs.
-        teachers: The image teacher's and the text teacher's rows; empty or ``None`` if no soft
-            labels are used.
+        teachers: The teachers' rows; none if no soft labels are used.
 
     Attributes:
         n_left_out: Pairs that are left out.
@@ -138,7 +150,7 @@ class Pairs(Dataset[Batch]):
         self,
         split: Split,
         inputs: StudentInputs,
-        teachers: Sequence[Embeddings] | None,
+        teachers: TeacherSet[Embeddings],
     ) -> None:
         self._split = split
         self._inputs = inputs
@@ -166,33 +178,36 @@ class Pairs(Dataset[Batch]):
 
     def __getitem__(self, pair_numbers: ArrayLike) -> Batch:
         image_rows, caption_rows = self.rows(pair_numbers)
-        teacher_image = teacher_text = None
-        if self._teachers:
-            image_teacher, text_teacher = self._teachers
-            teacher_image = torch.from_numpy(image_teacher.gather(image_rows))
-            teacher_text = torch.from_numpy(text_teacher.gather(caption_rows))
+
+        def rows_of_images(teacher: Embeddings) -> torch.Tensor:
+            return torch.from_numpy(teacher.gather(image_rows))
+
+        def rows_of_captions(teacher: Embeddings) -> torch.Tensor:
+            return torch.from_numpy(teacher.gather(caption_rows))
+
+        teachers = gather_rows(self._teachers, rows_of_images, rows_of_captions)
         return Batch(
             images=self._inputs.images(image_rows),
             texts=self._inputs.texts(caption_rows),
-            teacher_image=teacher_image,
-            teacher_text=teacher_text,
+            teacher_image=teachers.image,
+            teacher_text=teachers.text,
             image_ids=torch.from_numpy(image_rows),
+            cross_teachers=teachers.cross,
         )
 
 
 def _rows_left_out(
     inputs: StudentInputs,
-    teachers: Sequence[Embeddings] | None,
+    teachers: TeacherSet[Embeddings],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of images and of captions without an input or without a teacher's row."""
-    no_image, no_text = inputs.missing()
-    if not teachers:
-        return no_image, no_text
+    image_rows, caption_rows = inputs.missing()
     for teacher in teachers:
         teacher.require_shards()  # now, not in the middle of an epoch
-    image_teacher, text_teacher = teachers
-    image_rows = np.union1d(no_image, image_teacher.skipped)
-    caption_rows = np.union1d(no_text, text_teacher.skipped)
+    for teacher in teachers.of_images:
+        image_rows = np.union1d(image_rows, teacher.skipped)
+    for teacher in teachers.of_captions:
+        caption_rows = np.union1d(caption_rows, teacher.skipped)
     return image_rows, caption_rows
 
 

@@ -63,6 +63,7 @@ class TrainStep(nn.Module):
             batch.teacher_image,
             batch.teacher_text,
             batch.image_ids,
+            cross_teachers=batch.cross_teachers,
         )
 
     def encode(self, batch: Batch) -> tuple[Features, Features]:

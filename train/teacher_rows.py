@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,12 @@ from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.row_window import row_vector
-from cusa.data.store.teacher_choice import optional_teacher
+from cusa.data.store.teacher_choice import (
+    TeacherNames,
+    optional_teachers,
+    pick_cross_teachers,
+)
+from cusa.train.teacher_set import MaybeRows, TeacherSet, gather_rows
 
 
 @dataclass(frozen=True)
@@ -24,14 +30,17 @@ class TeacherBatch:
     """The teachers' rows of B pairs.
 
     Attributes:
-        image: float16 or float32 ``[B, e]`` of the image teacher; ``None`` if the store has none.
-        text: float16 or float32 ``[B, e']`` of the text teacher; ``None`` if the store has none.
+        image: float16 or float32 ``[B, e]`` of the image teacher; of several, a tuple in their
+            order; ``None`` if the store has none.
+        text: ``[B, e']`` of the text teacher, or a tuple, or ``None``, likewise.
         image_ids: int64 ``[B]``: the image row of each pair; equal rows are the same image.
+        cross: Image rows and text rows of each cross-modal teacher, ``[B, e]`` each.
     """
 
-    image: torch.Tensor | None
-    text: torch.Tensor | None
+    image: MaybeRows
+    text: MaybeRows
     image_ids: torch.Tensor
+    cross: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
 
 
 class Teachers:
@@ -43,8 +52,11 @@ class Teachers:
     Args:
         store: The store, or its path.
         split: Name of the split.
-        image_teacher: Name of the image teacher; ``None``: the store's only one.
-        text_teacher: Name of the text teacher; ``None``: the store's only one.
+        image_teacher: Name of the image teacher, or names of several; ``None``: the store's only
+            one, or its only uni-modal one.
+        text_teacher: Name or names of the text teachers likewise.
+        cross_teacher: Name of the cross-modal teacher, or names of several; an empty list: the
+            store's only one; ``None``: none.
 
     Attributes:
         split: The split.
@@ -58,20 +70,29 @@ class Teachers:
         self,
         store: EmbeddingStore | str | os.PathLike[str],
         split: str,
-        image_teacher: str | None = None,
-        text_teacher: str | None = None,
+        image_teacher: TeacherNames = None,
+        text_teacher: TeacherNames = None,
+        cross_teacher: TeacherNames = None,
     ) -> None:
         if not isinstance(store, EmbeddingStore):
             store = EmbeddingStore(store)
         self.split = store.split(split)
-        self._image = _rows_of_teacher(store, split, "image", image_teacher)
-        self._text = _rows_of_teacher(store, split, "text", text_teacher)
-        if self._image is None and self._text is None:
+        location = str(store.path)
+        image_names = optional_teachers(location, store.teachers, "image", image_teacher)
+        text_names = optional_teachers(location, store.teachers, "text", text_teacher)
+        cross_names: tuple[tuple[str, str], ...] = ()
+        if cross_teacher is not None:
+            cross_names = pick_cross_teachers(
+                location, store.teachers, cross_teacher, "cross_teacher"
+            )
+        names = TeacherSet(image_names, text_names, cross_names)
+        if not names:
             raise StoreError(
                 f"{store.path} holds no teacher; add one: cusa-precompute --teacher NAME --out "
                 f"{store.path}",
                 path=store.path,
             )
+        self._teachers = names.map(partial(_rows_of_teacher, store, split))
 
     def rows(
         self,
@@ -93,27 +114,29 @@ class Teachers:
         row_numbers = caption_row_numbers(caption_rows)
         _require_in_range(row_numbers, split.n_captions)
         image_numbers = np.asarray(split.caption_image)[row_numbers]
-        image = text = None
-        if self._image is not None:
-            image_rows = _gather(self._image, image_numbers, "image", split.image_ids)
-            image = _on_device(image_rows, device)
-        if self._text is not None:
-            text_rows = _gather(self._text, row_numbers, "caption", split.caption_ids)
-            text = _on_device(text_rows, device)
+
+        def rows_of_images(teacher: Embeddings) -> torch.Tensor:
+            return _on_device(_gather(teacher, image_numbers, "image", split.image_ids), device)
+
+        def rows_of_captions(teacher: Embeddings) -> torch.Tensor:
+            return _on_device(_gather(teacher, row_numbers, "caption", split.caption_ids), device)
+
+        rows = gather_rows(self._teachers, rows_of_images, rows_of_captions)
         return TeacherBatch(
-            image=image,
-            text=text,
+            image=rows.image,
+            text=rows.text,
             image_ids=_on_device(image_numbers, device),
+            cross=rows.cross,
         )
 
     @property
     def trainable_captions(self) -> np.ndarray:
         """Return the rows of captions that no teacher skipped, nor their images: int64, sorted."""
         is_trainable = np.ones(self.split.n_captions, bool)
-        if self._text is not None:
-            is_trainable[self._text.skipped] = False
-        if self._image is not None:
-            lacks_image = np.isin(self.split.caption_image, self._image.skipped)
+        for teacher in self._teachers.of_captions:
+            is_trainable[teacher.skipped] = False
+        for teacher in self._teachers.of_images:
+            lacks_image = np.isin(self.split.caption_image, teacher.skipped)
             is_trainable &= ~lacks_image
         return np.flatnonzero(is_trainable)
 
@@ -143,14 +166,9 @@ def _require_in_range(row_numbers: np.ndarray, n_captions: int) -> None:
 def _rows_of_teacher(
     store: EmbeddingStore,
     split: str,
-    modality: str,
-    name: str | None,
-) -> Embeddings | None:
-    """Return the rows of a modality's teacher; ``None`` if none is named and the store has none."""
-    teacher = optional_teacher(str(store.path), store.teachers, modality, name)
-    if teacher is None:
-        return None
-    rows = store.embeddings(teacher, split)
+    name: str,
+) -> Embeddings:
+    rows = store.embeddings(name, split)
     # Refuse missing shards now rather than in the middle of an epoch.
     rows.require_shards()
     return rows

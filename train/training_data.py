@@ -141,9 +141,7 @@ def _open_pairs(
     """Open the trainable pairs of a store, and the ids of their images."""
     split = config.data.train_split
     sources = student_sources(store, split, config, _encoder_names(provenance), processors)
-    teachers = []
-    for stored_teacher in provenance.teachers.values():
-        teachers.append(store.embeddings(stored_teacher.name, split))
+    teachers = provenance.teachers.map(lambda stored: store.embeddings(stored.name, split))
     pairs = Pairs(sources.split, sources.inputs, teachers)
     return pairs, sources.split.image_ids
 

@@ -59,10 +59,11 @@ def _refuse_given(context: click.Context, names: Collection[str], subject: str) 
 @click.option(
     "--teacher",
     multiple=True,
-    metavar="NAME|NAME=PATH|OWNER/MODEL|FOLDER",
+    metavar="NAME|NAME=PATH|OWNER/MODEL|FOLDER|clip:OWNER/MODEL",
     help="Repeatable. Known: unicom, unicom-vit-b-16, unicom-vit-l-14, unicom-vit-l-14-336px, "
     "efficientnet-lite0 (images); mpnet, minilm (text); any Hugging Face vision or "
-    "sentence-transformers model. A modality without a teacher gets unicom or mpnet.",
+    "sentence-transformers model; clip:MODEL, the image and the text rows of a dual encoder. A "
+    "modality without a teacher gets unicom or mpnet.",
 )
 @column_options
 @click.option(

@@ -13,6 +13,15 @@ from cusa.screen.console import print_plain
 from cusa.train.preset_files import presets
 
 
+def _given_names(
+    _context: click.Context,
+    _option: click.Parameter,
+    names: tuple[str, ...],
+) -> tuple[str, ...] | None:
+    """Return the values of a repeatable option; ``None`` if it is not given."""
+    return names or None
+
+
 @command()
 @click.option(
     "--embeddings", type=PATH, help="The embedding store, or the set of tars, of cusa-precompute."
@@ -33,8 +42,24 @@ from cusa.train.preset_files import presets
     "--image-encoder", help="Adapter: the store's image teacher whose rows are its input."
 )
 @click.option("--text-encoder", help="Adapter: the store's text teacher whose rows are its input.")
-@click.option("--image-teacher", help="The store's image teacher that gives the soft labels.")
-@click.option("--text-teacher", help="The store's text teacher that gives the soft labels.")
+@click.option(
+    "--image-teacher",
+    multiple=True,
+    callback=_given_names,
+    help="The store's image teacher that gives the soft labels; repeatable.",
+)
+@click.option(
+    "--text-teacher",
+    multiple=True,
+    callback=_given_names,
+    help="The store's text teacher that gives the soft labels; repeatable.",
+)
+@click.option(
+    "--cross-teacher",
+    multiple=True,
+    callback=_given_names,
+    help="The store's cross-modal teacher, for losses that need one; repeatable.",
+)
 @click.option(
     "--image-root", help="Folder of the images, or of a set's tars, if not the store's own."
 )
@@ -106,7 +131,7 @@ from cusa.train.preset_files import presets
     "--report-to",
     type=click.Choice(["wandb", "trackio", "mlflow", "tensorboard"]),
     multiple=True,
-    callback=lambda _context, _option, trackers: trackers or None,
+    callback=_given_names,
     help="Log the run to a tracker, too; repeatable.",
 )
 @click.option(

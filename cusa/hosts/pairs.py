@@ -9,6 +9,9 @@ import torch
 
 from cusa.data.errors import DataError
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.teacher_choice import TeacherNames
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.rules.requirements import needed_teachers
 from cusa.train.teacher_rows import TeacherBatch, Teachers
 
 
@@ -21,8 +24,11 @@ class SplitTeachers:
     Args:
         store: The store.
         splits: Names of the splits.
-        image_teacher: Name of the image teacher; by default the only one there is.
-        text_teacher: Name of the text teacher; by default the only one there is.
+        image_teacher: Name or names of the image teachers; by default the only one there is.
+        text_teacher: Name or names of the text teachers; by default the only one there is.
+        cross_teacher: Name or names of the cross-modal teachers; by default the only one there is,
+            if the loss needs one.
+        config: Settings of the loss; ``None``: the defaults, which need no cross-modal teacher.
 
     Attributes:
         splits: Names of the splits, as given.
@@ -36,13 +42,18 @@ class SplitTeachers:
         self,
         store: EmbeddingStore,
         splits: tuple[str, ...],
-        image_teacher: str | None = None,
-        text_teacher: str | None = None,
+        image_teacher: TeacherNames = None,
+        text_teacher: TeacherNames = None,
+        cross_teacher: TeacherNames = None,
+        config: LossConfig | None = None,
     ) -> None:
+        needs_cross_teacher = "cross-modal" in needed_teachers(config or LossConfig())
+        if cross_teacher is None and needs_cross_teacher:
+            cross_teacher = ()  # the only one
         self.splits = splits
         self.of_split: dict[str, Teachers] = {}
         for name in splits:
-            self.of_split[name] = Teachers(store, name, image_teacher, text_teacher)
+            self.of_split[name] = Teachers(store, name, image_teacher, text_teacher, cross_teacher)
 
     def of_batch(self, names: Sequence[str]) -> Teachers:
         """Return the teachers of a batch's split.

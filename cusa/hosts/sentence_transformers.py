@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 
 from cusa.data.errors import RunError
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.teacher_choice import TeacherNames
 from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.train.loss.config import LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
@@ -61,10 +62,11 @@ class StoredSoftLabelLoss(nn.Module):
         store: The store.
         splits: Names of the splits; labels refer to them by position.
         config: Settings of the loss; ``None``: the defaults.
-        image_teacher: Name of the image teacher; by default the only one there is.
-        text_teacher: Name of the text teacher; by default the only one there is.
+        image_teacher: Name or names of the image teachers; by default the only one there is.
+        text_teacher: The same of the text teachers.
         gather_across_devices: Whether the batch is that of all processes, as for the losses of
             sentence-transformers. If not, each process learns temperatures of its own.
+        cross_teacher: The same of the cross-modal teachers, if the loss needs one.
 
     Raises:
         StoreError: If the store has no such split or teacher.
@@ -76,14 +78,17 @@ class StoredSoftLabelLoss(nn.Module):
         store: EmbeddingStore,
         splits: tuple[str, ...] = ("train", "val"),
         config: LossConfig | None = None,
-        image_teacher: str | None = None,
-        text_teacher: str | None = None,
+        image_teacher: TeacherNames = None,
+        text_teacher: TeacherNames = None,
         gather_across_devices: bool = True,
+        cross_teacher: TeacherNames = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.cusa = CUSALoss(config, gather=gather_across_devices)
-        self.teachers = SplitTeachers(store, splits, image_teacher, text_teacher)
+        self.teachers = SplitTeachers(
+            store, splits, image_teacher, text_teacher, cross_teacher, config
+        )
 
     def forward(
         self,
@@ -113,6 +118,7 @@ class StoredSoftLabelLoss(nn.Module):
             teachers.image,
             teachers.text,
             teachers.image_ids,
+            cross_teachers=teachers.cross,
         )
         # Not a dictionary of the terms: the trainer would sum them, and only total has gradients.
         return terms.total
@@ -177,13 +183,7 @@ class _TemperatureCallback(TrainerCallback):
             folder = _checkpoint(args, state)
             save_file(self.loss.cusa.state_dict(), folder / _LOSS_FILE)
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        **_: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Read the temperatures of the checkpoint that training resumes from."""
         if state.global_step > 0:
             self._restore(_checkpoint(args, state))

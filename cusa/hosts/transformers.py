@@ -5,7 +5,7 @@ For a complete program see docs/examples/hf_trainer.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from transformers import Trainer
 
 from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.teacher_choice import TeacherNames
 from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.teacher_set import MaybeRows
 
 LABEL_NAMES = ["image_ids"]
 _TERMS = ("contrastive", "csa", "usa", "rule")
@@ -53,9 +55,10 @@ class SoftLabelModel(nn.Module):
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        teacher_image: torch.Tensor | None,
-        teacher_text: torch.Tensor | None,
+        teacher_image: MaybeRows,
+        teacher_text: MaybeRows,
         image_ids: torch.Tensor,
+        cross_teachers: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
     ) -> dict[str, torch.Tensor]:
         """Compute the loss and its terms, each a float scalar.
 
@@ -63,11 +66,12 @@ class SoftLabelModel(nn.Module):
             pixel_values: float ``[B, 3, h, w]``.
             input_ids: int64 ``[B, length]``.
             attention_mask: int64 ``[B, length]``.
-            teacher_image: float16 or float32 ``[B, e]``: the image teacher's rows; ``None`` for a
-                text teacher alone.
-            teacher_text: float16 or float32 ``[B, e']``: the text teacher's rows; ``None`` for an
-                image teacher alone.
+            teacher_image: float16 or float32 ``[B, e]``: the image teacher's rows, those of each if
+                there are several; ``None`` for a text teacher alone.
+            teacher_text: float16 or float32 ``[B, e']``: the text teacher's rows likewise; ``None``
+                for an image teacher alone.
             image_ids: int64 ``[B]``; equal ids are the same image.
+            cross_teachers: Image rows and text rows of each cross-modal teacher.
         """
         image_features = _features(self.encoder.get_image_features(pixel_values=pixel_values))
         text_features = _features(
@@ -81,6 +85,7 @@ class SoftLabelModel(nn.Module):
             teacher_image,
             teacher_text,
             image_ids,
+            cross_teachers=cross_teachers,
         )
         return {
             "loss": terms.total,
@@ -142,8 +147,10 @@ class SoftLabelCollator:
         store: The store.
         splits: The splits of training and evaluation.
         processor: The encoder's processor, which takes ``images`` and ``text``.
-        image_teacher: Name of the image teacher; by default the only one there is.
-        text_teacher: Name of the text teacher; by default the only one there is.
+        image_teacher: Name or names of the image teachers; by default the only one there is.
+        text_teacher: Name or names of the text teachers; by default the only one there is.
+        cross_teacher: Name or names of the cross-modal teachers, if the loss needs one; an empty
+            list: the only one there is.
     """
 
     def __init__(
@@ -151,14 +158,15 @@ class SoftLabelCollator:
         store: EmbeddingStore,
         splits: tuple[str, ...],
         processor: Callable[..., dict[str, torch.Tensor]],
-        image_teacher: str | None = None,
-        text_teacher: str | None = None,
+        image_teacher: TeacherNames = None,
+        text_teacher: TeacherNames = None,
+        cross_teacher: TeacherNames = None,
     ) -> None:
         self.image_root = store.image_root
-        self.teachers = SplitTeachers(store, splits, image_teacher, text_teacher)
+        self.teachers = SplitTeachers(store, splits, image_teacher, text_teacher, cross_teacher)
         self.processor = processor
 
-    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor | None]:
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch as keyword arguments of the model.
 
         Raises:
@@ -186,6 +194,7 @@ class SoftLabelCollator:
             "teacher_image": teacher_batch.image,
             "teacher_text": teacher_batch.text,
             "image_ids": teacher_batch.image_ids,
+            "cross_teachers": teacher_batch.cross,
         }
 
 

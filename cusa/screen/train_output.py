@@ -6,6 +6,7 @@ from rich.console import Console
 
 from cusa.screen.console import counted, print_plain
 from cusa.train.length import run_span
+from cusa.train.saving.provenance import StoredTeacher
 from cusa.train.trainer import Trainer
 
 
@@ -48,13 +49,16 @@ def _data_lines(trainer: Trainer) -> list[str]:
         data_lines.append(
             f"val       {validation.dataset}: split {validation.split!r} of {val_store}"
         )
-    models_by_role = {"teacher": provenance.teachers, "encoder": provenance.encoders}
-    for role, models in models_by_role.items():
-        for modality, model in models.items():
-            data_lines.append(
-                f"rows      {modality} {role}: {model.name} ({model.settings.model_id})"
-            )
+    for kind, teachers in provenance.teachers.by_kind().items():
+        for teacher in teachers:
+            data_lines.append(_rows_line(f"{kind} teacher", teacher))
+    for modality, encoder in provenance.encoders.items():
+        data_lines.append(_rows_line(f"{modality} encoder", encoder))
     return data_lines
+
+
+def _rows_line(role: str, model: StoredTeacher) -> str:
+    return f"rows      {role}: {model.name} ({model.settings.model_id})"
 
 
 def _model_lines(trainer: Trainer) -> list[str]:

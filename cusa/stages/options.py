@@ -39,8 +39,9 @@ class TrainOptions(TypedDict, total=False):
             evaluated on.
         image_encoder: Adapter: the store's image teacher whose rows are its input.
         text_encoder: Adapter: the store's text teacher whose rows are its input.
-        image_teacher: The store's image teacher that gives the soft labels.
-        text_teacher: The store's text teacher that gives the soft labels.
+        image_teacher: The store's image teacher that gives the soft labels, or several.
+        text_teacher: The store's text teacher that gives the soft labels, or several.
+        cross_teacher: The store's cross-modal teacher, or several, for losses that need one.
         image_root: Folder of the images, or of a set's tars, if not the store's own.
         loss: The terms to sum.
         preset: Named settings; by default, chosen by data set and student.
@@ -76,8 +77,9 @@ class TrainOptions(TypedDict, total=False):
     val_embeddings: Name | None
     image_encoder: str | None
     text_encoder: str | None
-    image_teacher: str | None
-    text_teacher: str | None
+    image_teacher: Names | None
+    text_teacher: Names | None
+    cross_teacher: Names | None
     image_root: Name | None
     loss: Literal["contrastive", "csa", "usa", "cusa", "rule"] | None
     preset: str | None

@@ -60,9 +60,11 @@ def recorded(progress: bool, leads: bool) -> Iterator[RunRecord]:
 
 def parse_teachers(given: Mapping[str, Any]) -> list[TeacherRequest]:
     """Parse every teacher, and check that models of the hub are available."""
-    from cusa.precompute.teachers import parse_teacher
+    from cusa.precompute.teachers.cross_modal import parse_teachers as parse_option
 
-    requests = [parse_teacher(teacher) for teacher in given.get("teacher", ())]
+    requests = []
+    for option in given.get("teacher", ()):
+        requests += parse_option(option)
     if "pooling" in given and not any(request.kind == "vision" for request in requests):
         raise SettingError(
             "--pooling is for Hugging Face vision models, but no --teacher is one; leave it out",

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from cusa.data.store.teacher_choice import optional_teacher
+from cusa.data.store.teacher_choice import optional_teachers
 from cusa.data.tars.pair_files import PairFile
 from cusa.data.tars.pairs import TEXT_CAPTIONS, name_of_tar
 from cusa.data.tars.samples import TarError
@@ -68,11 +68,10 @@ def with_teachers(
         TarError: If a sample is not in the set, as its tar was changed.
     """
     location = str(tar_set.files)
-    teachers = tar_set.teachers
-    chosen = {
-        "image": optional_teacher(location, teachers, "image", image_teacher),
-        "text": optional_teacher(location, teachers, "text", text_teacher),
-    }
+    chosen: dict[str, str | None] = {}
+    for modality, name in (("image", image_teacher), ("text", text_teacher)):
+        names = optional_teachers(location, tar_set.teachers, modality, name)
+        chosen[modality] = names[0] if names else None
 
     def add_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
         @lru_cache(_TARS_IN_MEMORY)

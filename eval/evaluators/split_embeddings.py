@@ -12,6 +12,7 @@ from cusa.data.embeddings import SplitEmbeddings, SplitItems
 from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.teacher_choice import default_teacher
 from cusa.eval.evaluators.splits import EvaluatedSplit
 from cusa.eval.metrics.relevance import positions_of_rows
 from cusa.eval.models.embedding_providers import EmbeddingProvider
@@ -120,8 +121,8 @@ def split_teachers(model: EvaluatedModel, split: EvaluatedSplit) -> Teachers:
         split: The split; without a store, there are no teachers.
 
     Returns:
-        For each modality the teacher that the run was trained with, else the store's only one, else
-        ``None``.
+        For each modality the first teacher that the run was trained with, else the store's default,
+        else ``None``.
     """
     if split.store is None:
         return Teachers(None, None)
@@ -134,12 +135,13 @@ def split_teachers(model: EvaluatedModel, split: EvaluatedSplit) -> Teachers:
 
 
 def _teacher_name(model: EvaluatedModel, store: EmbeddingStore, modality: str) -> str | None:
-    stored = [name for name, teacher in store.teachers.items() if teacher.modality == modality]
     if model.origin is not None:
-        trained_with = model.origin.provenance.teachers.get(modality)
-        if trained_with and trained_with.name in stored:
-            return trained_with.name
-    return stored[0] if len(stored) == 1 else None
+        trained_with = model.origin.provenance.teachers.by_kind().get(modality, ())
+        for teacher in trained_with:
+            stored = store.teachers.get(teacher.name)
+            if stored is not None and stored.modality == modality:
+                return teacher.name
+    return default_teacher(store.teachers, modality)
 
 
 def _check_store(

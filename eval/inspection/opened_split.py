@@ -22,6 +22,7 @@ from cusa.eval.inspection.results import Settings, StrongPair
 from cusa.eval.report.gallery import Item
 from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.loss.functions import fuse_similarities
+from cusa.train.teacher_set import TeacherSet
 
 # int64 rows of images and of captions.
 RowNumbers = tuple[np.ndarray, np.ndarray]
@@ -97,6 +98,18 @@ class OpenedSplit:
         return Item("image", self.split.image_ids[row], path)
 
 
+def _count_images(image_rows: np.ndarray, split: str) -> int:
+    """Return the number of distinct images, of which soft labels need two."""
+    n_images = len(np.unique(image_rows))
+    if n_images < 2:
+        raise DataError(
+            f"split {split!r} has pairs of one image only, and soft labels need at least two "
+            "images; pass another --split",
+            name=split,
+        )
+    return n_images
+
+
 def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     """Open a split as a training run would.
 
@@ -115,17 +128,15 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     text_teacher = store.embeddings(text_name, settings.split)
 
     inputs = _NoInputs(store.skipped(settings.split))
-    pairs = Pairs(split, inputs, (image_teacher, text_teacher))
+    teachers = TeacherSet(
+        image=(image_teacher,),
+        text=(text_teacher,),
+    )
+    pairs = Pairs(split, inputs, teachers)
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
     # Checked after the batches, whose error says more if there are no pairs at all.
     image_rows, caption_rows = pairs.rows(np.arange(len(pairs)))
-    n_images = len(np.unique(image_rows))
-    if n_images < 2:
-        raise DataError(
-            f"split {settings.split!r} has pairs of one image only, and soft labels need at least "
-            "two images; pass another --split",
-            name=settings.split,
-        )
+    n_images = _count_images(image_rows, settings.split)
     return OpenedSplit(
         split=split,
         image_teacher=image_teacher,

@@ -144,8 +144,8 @@ def _measure_batches(
         if batch_number == 0:
             epoch_batches = list(split.order)
         batch = split.pairs[epoch_batches[batch_number].tolist()]
-        assert batch.teacher_image is not None
-        assert batch.teacher_text is not None
+        assert isinstance(batch.teacher_image, torch.Tensor)
+        assert isinstance(batch.teacher_text, torch.Tensor)
         image_cosines = _cosines(batch.teacher_image)
         text_cosines = _cosines(batch.teacher_text)
         image_ids = batch.image_ids

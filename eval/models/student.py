@@ -190,7 +190,7 @@ class StudentEncoder:
             "step": origin.step,
             "dataset": provenance.dataset,
             "n_pairs": origin.n_pairs,
-            "teachers": _names(provenance.teachers),
+            "teachers": provenance.teacher_names(),
             "encoders": _names(provenance.encoders),
             "settings": deciding(config),
         }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cusa.data.errors import TeacherError, first_line
 from cusa.data.hub import has_file, is_hub_name, locate, require
 from cusa.data.pretrained import read_object
+from cusa.data.store.cross_teachers import CROSS_TEACHER
 from cusa.data.store.schema import TeacherSettings, check_name, file_name
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _WEIGHT_FILES = (*_UNICOM, "efficientnet-lite0")
 _IMAGE_PROCESSOR, _ANY_PROCESSOR = "preprocessor_config.json", "processor_config.json"
 # Keys that only the config.json of a vision model has.
 _VISION_KEYS = {"vision_config", "image_size", "num_channels", "patch_size"}
+# Kinds of the two halves of a dual encoder, by modality.
+HALVES = {"image": "image half", "text": "text half"}
 _MPNET = "sentence-transformers/all-mpnet-base-v2"
 
 
@@ -34,18 +37,21 @@ class TeacherRequest:
 
     Attributes:
         name: The teacher's name in the store.
-        kind: A Unicom name, ``"efficientnet-lite0"``, ``"minilm"``, ``"sentence"`` or ``"vision"``.
+        kind: A Unicom name, ``"efficientnet-lite0"``, ``"minilm"``, ``"sentence"`` or ``"vision"``;
+            ``"image half"`` or ``"text half"`` of a dual encoder.
         source: Weight file, folder or hub name; ``None`` for the kind's own default.
+        cross_teacher: Name of the cross-modal teacher that a half belongs to.
     """
 
     name: str
     kind: str
     source: str | None
+    cross_teacher: str = ""
 
     @property
     def modality(self) -> str:
         """``"image"`` or ``"text"``."""
-        return "text" if self.kind in ("sentence", "minilm") else "image"
+        return "text" if self.kind in ("sentence", "minilm", HALVES["text"]) else "image"
 
     def load(
         self,
@@ -77,8 +83,22 @@ class TeacherRequest:
                 return packaged.load_minilm(self.source, device, batch_size)
             return packaged.load_efficientnet_lite0(path, device, batch_size)
 
+        return self._load_hugging_face(device, batch_size, pooling)
+
+    def _load_hugging_face(
+        self,
+        device: str,
+        batch_size: int | None,
+        pooling: Pooling | None,
+    ) -> Teacher:
         assert self.source is not None, "only teachers with a default source may have none"
         model_id = self._model_id(self.source)
+        if self.kind in HALVES.values():
+            from cusa.precompute.teachers.dual_encoder import load_half
+
+            return load_half(
+                self.source, model_id, self.modality, self.cross_teacher, device, batch_size
+            )
         if self.kind == "sentence":
             from cusa.precompute.teachers.sentence import load_sentence
 
@@ -107,6 +127,17 @@ class TeacherRequest:
         Raises:
             TeacherError: As :meth:`load` raises it; also if it lacks the store's pooling.
         """
+        cross_teacher = stored.transform.get(CROSS_TEACHER)
+        if cross_teacher is not None:
+            half = replace(self, kind=HALVES[stored.modality], cross_teacher=cross_teacher)
+            return half._load_as(stored, device)
+        return self._load_as(stored, device)
+
+    def _load_as(
+        self,
+        stored: TeacherSettings,
+        device: str,
+    ) -> Teacher:
         from cusa.precompute.teachers.base import FEATURE, FEATURE_OF_POOLING, POOLING
 
         pooling_of_feature = {feature: name for name, feature in FEATURE_OF_POOLING.items()}

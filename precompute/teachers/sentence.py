@@ -1,8 +1,7 @@
-"""Text teachers: sentence-transformers, Hugging Face text models, and towers of dual encoders."""
+"""Text teachers: sentence-transformers and Hugging Face text models."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,30 +12,20 @@ import numpy as np
 import torch
 
 from cusa.data.errors import TeacherError
-from cusa.data.hub import cached_snapshot, has_file, locate
+from cusa.data.hub import cached_snapshot, locate
 from cusa.data.pretrained import (
-    lacking,
-    load_config,
-    load_embedding_model,
     refuse_damaged_pickles,
     refuse_not_finite,
 )
 from cusa.data.quiet import quiet_transformers
 from cusa.data.tokenization import (
     UNLIMITED,
-    load_tokenizer,
     position_limit,
     prepare_tokenizer,
-    text_padding,
-    token_limit,
-    tokenized,
 )
 from cusa.precompute.teachers.base import (
-    FEATURE,
-    WEIGHTS,
     Teacher,
     default_batch_size,
-    each_tensor,
     loading,
     weights_digest,
 )
@@ -45,10 +34,14 @@ from cusa.precompute.teachers.sentence_folder import (
     refuse_missing_weights,
     refuse_own_code,
 )
-
-# Text towers, whose embedding is the pooled output (of the last or the end token), not the mean.
-_TOWERS = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
-_CPU_BATCH_SIZE = 32
+from cusa.precompute.teachers.text_tower import (
+    CPU_BATCH_SIZE,
+    counts_tokens,
+    is_text_tower,
+    load_tower,
+    token_counts,
+    tokenizer_digest,
+)
 
 
 def load_sentence(
@@ -73,29 +66,8 @@ def load_sentence(
         TeacherError: If it cannot be loaded, has no tokeniser, or needs code of its own.
     """
     if is_text_tower(source):
-        return _load_tower(source, model_id, device, batch_size)
+        return load_tower(source, model_id, device, batch_size)
     return text_teacher(open_model(source, device), source, model_id, device, batch_size)
-
-
-def is_text_tower(source: str) -> bool:
-    """Return whether a folder or repository holds the text tower of a dual encoder.
-
-    Raises:
-        TeacherError: If it cannot be found, or its configuration cannot be read.
-    """
-    with loading("text model", source):
-        files = locate(source, TeacherError)
-        if has_file(files, "modules.json"):
-            return False
-        config = load_config(files)
-        architectures = getattr(config, "architectures", None) or ()
-        for name in architectures:
-            if str(name).endswith("TextModelWithProjection"):
-                return True
-        return config.model_type in _TOWERS
-
-
-# --- sentence-transformers
 
 
 def open_model(source: str, device: str) -> Any:
@@ -140,7 +112,7 @@ def open_model(source: str, device: str) -> Any:
 def _prepare_transformer(module: Any, source: str) -> None:
     """Check a Transformer module's tokeniser, and limit captions to the model's positions."""
     tokenizer = module.tokenizer
-    if not _counts_tokens(tokenizer):
+    if not counts_tokens(tokenizer):
         return
     prepare_tokenizer(tokenizer, source, TeacherError)
     text_model = getattr(module.auto_model, "text_model", module.auto_model)
@@ -178,7 +150,7 @@ def text_teacher(
             limit = None
         transform = {
             "max_seq_length": limit,
-            "tokenizer_sha256": _tokenizer_digest(model.tokenizer),
+            "tokenizer_sha256": tokenizer_digest(model.tokenizer),
             "modules": [_describe_module(module) for module in model],
             "prompt": prompt,
         }
@@ -194,8 +166,8 @@ def text_teacher(
     def tokenize(captions: Sequence[str]) -> Mapping[str, Any]:
         return model.preprocess(list(captions), prompt=prompt)
 
-    def token_counts(captions: Sequence[str]) -> np.ndarray:
-        return _token_counts(model.tokenizer, [(prompt or "") + caption for caption in captions])
+    def counts_of_tokens(captions: Sequence[str]) -> np.ndarray:
+        return token_counts(model.tokenizer, [(prompt or "") + caption for caption in captions])
 
     return Teacher(
         modality="text",
@@ -205,35 +177,21 @@ def text_teacher(
         transform=transform,
         source=source,
         encode=encode,
-        batch_size=batch_size or default_batch_size(device, _CPU_BATCH_SIZE),
+        batch_size=batch_size or default_batch_size(device, CPU_BATCH_SIZE),
         tokenize=tokenize,
-        token_counts=token_counts,
+        token_counts=counts_of_tokens,
         token_limit=token_limit,
     )
 
 
 def _limit_of_counts(limit: int | None, tokenizer: Any) -> int | None:
-    """Return the limit to compare with :func:`_token_counts`; ``None`` if there is none.
+    """Return the limit to compare with :func:`token_counts`; ``None`` if there is none.
 
     A limit in tokens cannot be compared with counts in characters.
     """
-    if limit is None or limit >= UNLIMITED or not _counts_tokens(tokenizer):
+    if limit is None or limit >= UNLIMITED or not counts_tokens(tokenizer):
         return None
     return limit
-
-
-def _counts_tokens(tokenizer: Any) -> bool:
-    """Return whether a tokeniser is one of transformers, which can count uncut tokens."""
-    return hasattr(tokenizer, "all_special_ids")
-
-
-def _token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
-    """Count tokens per caption before any cut, or characters if the tokeniser cannot."""
-    sequences = captions
-    if _counts_tokens(tokenizer):
-        encoded = tokenizer(list(captions), padding=False, truncation=False, verbose=False)
-        sequences = encoded["input_ids"]
-    return np.fromiter(map(len, sequences), np.int64, len(sequences))
 
 
 def _describe_module(module: Any) -> dict[str, Any]:
@@ -257,56 +215,3 @@ def _with_text_keys(value: Any) -> Any:
             key = str(key)
         with_text_keys[key] = _with_text_keys(entry)
     return with_text_keys
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    # Static embeddings have a tokeniser of the tokenizers library itself.
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    # Tokenisers in pure Python cannot be serialised, so their repr is hashed.
-    text = backend.to_str() if hasattr(backend, "to_str") else repr(backend)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-# --- text towers
-
-
-def _load_tower(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
-    with loading("text tower", source):
-        files = locate(source, TeacherError)
-        model, missing = load_embedding_model(files)
-        if missing:
-            raise TeacherError(lacking(source, missing), location=WEIGHTS, name=source)
-        tokenizer = load_tokenizer(files, TeacherError)
-        model = model.eval().to(device)
-    limit = token_limit(tokenizer, model)
-    padding = text_padding(model.config.model_type)
-    is_projected = type(model).__name__.endswith("WithProjection")
-
-    def encode(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        output = model(**inputs)
-        return output.text_embeds if is_projected else output.pooler_output
-
-    def tokenize(captions: Sequence[str]) -> dict[str, torch.Tensor]:
-        return tokenized(tokenizer, list(captions), limit, padding)
-
-    with loading("text tower", source), torch.inference_mode():
-        probe = each_tensor(tokenize(["a"]), lambda tensor: tensor.to(device))
-        dim = encode(probe).shape[1]
-    return Teacher(
-        modality="text",
-        model_id=model_id,
-        weights_sha256=weights_digest(model),
-        dim=dim,
-        transform={
-            FEATURE: "text_embeds" if is_projected else "pooler",
-            "max_seq_length": limit,
-            "padding": padding,
-            "tokenizer_sha256": _tokenizer_digest(tokenizer),
-        },
-        source=source,
-        encode=encode,
-        batch_size=batch_size or default_batch_size(device, _CPU_BATCH_SIZE),
-        tokenize=tokenize,
-        token_counts=lambda captions: _token_counts(tokenizer, captions),
-        token_limit=limit,
-    )

@@ -73,7 +73,7 @@ def load_vision(
         preprocess = HuggingFaceTransform(load_image_processor(files), input_names)
         model = model.eval().to(device)
 
-    encode = _probed_encoder(model, source, preprocess, bool(missing_of_pooler), pooling)
+    encode = probed_encoder(model, source, preprocess, bool(missing_of_pooler), pooling)
     return Teacher(
         modality="image",
         model_id=model_id,
@@ -87,14 +87,20 @@ def load_vision(
     )
 
 
-def _probed_encoder(
+def probed_encoder(
     model: Any,
     source: str,
     preprocess: HuggingFaceTransform,
-    lacks_pooler: bool,
-    pooling: Pooling | None,
+    lacks_pooler: bool = False,
+    pooling: Pooling | None = None,
 ) -> VisionEncoder:
-    """Make the encoder of a model, trying it on two blank images."""
+    """Make the encoder of a model, trying it on two blank images.
+
+    Arguments are those of :class:`VisionEncoder`.
+
+    Raises:
+        TeacherError: If the model fails on them.
+    """
     try:
         blank = preprocess(Image.new("RGB", (64, 48)))
         probe = named_inputs(stacked([blank, blank]))

@@ -16,6 +16,7 @@ from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs, pairs_per_step
 from cusa.train.sources import student_sources
 from cusa.train.student import StudentConfig, dual_encoder_student
+from cusa.train.teacher_set import TeacherSet
 from tests.helpers import (
     Fault,
     add_teacher,
@@ -34,6 +35,10 @@ def _sources(store, encoders=("vision", "words")):
     return student_sources(store, "train", Config(), encoders, processors=None)
 
 
+def _teachers(store, image, text):
+    return TeacherSet((store.embeddings(image, "train"),), (store.embeddings(text, "train"),))
+
+
 @pytest.fixture
 def store(tmp_path):
     return EmbeddingStore(make_store(tmp_path))
@@ -42,7 +47,7 @@ def store(tmp_path):
 def test_every_part_of_a_pair_is_of_the_same_image_and_caption(store):
     """Rows, teachers and ids are joined by row number, in any order."""
     split, inputs = _sources(store)
-    teachers = store.embeddings("vision", "train"), store.embeddings("words", "train")
+    teachers = _teachers(store, "vision", "words")
     batch = Pairs(split, inputs, teachers)[[7, 70, 7, 1]]
     assert batch.image_ids.tolist() == [3, 35, 3, 0]
     images = unit_rows(40, 16, 0).astype(np.float16)
@@ -70,8 +75,8 @@ def test_skipped_rows_of_any_teacher_in_use_are_never_trained_on(tmp_path):
         skipped=[10, 79],
     )
     store = EmbeddingStore(index)
-    good = store.embeddings("vision", "train"), store.embeddings("words", "train")
-    holes = store.embeddings("holes-i", "train"), store.embeddings("holes-t", "train")
+    good = _teachers(store, "vision", "words")
+    holes = _teachers(store, "holes-i", "holes-t")
     gone = {6, 7, 10, 79}  # both captions of image 3, and two captions
     as_teachers = Pairs(*_sources(store), holes)
     as_inputs = Pairs(*_sources(store, ("holes-i", "holes-t")), good)
@@ -80,7 +85,7 @@ def test_skipped_rows_of_any_teacher_in_use_are_never_trained_on(tmp_path):
         assert captions.tolist() == sorted(set(range(80)) - gone)
         assert pairs.n_left_out == 4
     assert torch.isfinite(as_teachers[list(range(len(as_teachers)))].teacher_text).all()
-    assert len(Pairs(*_sources(store), None)) == 80
+    assert len(Pairs(*_sources(store), TeacherSet())) == 80
 
 
 def test_order_is_a_permutation_by_seed_and_epoch():
@@ -121,7 +126,7 @@ def pictures(tmp_path_factory):
     store = EmbeddingStore(index)
     processors = dual_encoder_student(StudentConfig(str(clip)), str(clip), pretrained=True)[1]
     sources = student_sources(store, "train", Config(), (), processors)
-    return Pairs(*sources, (store.embeddings("vit", "train"), store.embeddings("minilm", "train")))
+    return Pairs(*sources, _teachers(store, "vit", "minilm"))
 
 
 @pytest.mark.parametrize(("workers", "start"), [(2, "fork"), (8, "fork"), (2, "spawn")])
@@ -150,9 +155,7 @@ def test_what_a_worker_is_sent_does_not_grow_with_the_data_set(tmp_path):
         index = make_store(tmp_path / str(n), sizes={"train": n})
         store = EmbeddingStore(index)
         split, inputs = _sources(store)
-        pairs = Pairs(
-            split, inputs, (store.embeddings("vision", "train"), store.embeddings("words", "train"))
-        )
+        pairs = Pairs(split, inputs, _teachers(store, "vision", "words"))
         assert len(pairs) == 2 * n
         list(pairs[np.arange(8)].tensors())  # mapped by now, as in the process that forks
         shards = sum(

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import PlainValidator
+from pydantic import BeforeValidator, PlainValidator
 from pydantic.dataclasses import dataclass
 
 from cusa.data.store.schema import TeacherSettings
 from cusa.train.stores import Store
+from cusa.train.teacher_set import TeacherSet
 
 
 def _read_settings(content: Any) -> TeacherSettings:
@@ -74,6 +75,29 @@ class Beginning:
     step: int
 
 
+def _read_teachers(content: Any) -> Any:
+    """Read teachers by kind, in the tuples that strict types ask for.
+
+    Those of earlier versions are single ones.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    teachers: dict[Any, Any] = {}
+    for kind, models in content.items():
+        if isinstance(models, Mapping | StoredTeacher):
+            models = [models]
+        if isinstance(models, list):
+            models = tuple(map(_pair_as_tuple, models))
+        teachers[kind] = models
+    return teachers
+
+
+def _pair_as_tuple(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return value
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What a run was trained on; kept as run.json.
@@ -81,8 +105,8 @@ class Provenance:
     Attributes:
         dataset: Name of the data set.
         splits: Fingerprint by split name.
-        teachers: The soft labels' teachers by modality, ``"image"`` and ``"text"``; empty if no
-            soft labels are used.
+        teachers: The soft labels' teachers; none if no soft labels are used. Runs of earlier
+            versions have at most one of each modality.
         encoders: An adapter's frozen encoders by modality; empty for other students.
         beginning: The trained student that the run began with, if any.
         validation: The split of another store that it was validated on, if any.
@@ -90,10 +114,17 @@ class Provenance:
 
     dataset: str
     splits: Mapping[str, str]
-    teachers: Mapping[str, StoredTeacher]
+    teachers: Annotated[TeacherSet[StoredTeacher], BeforeValidator(_read_teachers)]
     encoders: Mapping[str, StoredTeacher]
     beginning: Beginning | None = None
     validation: StoredSplit | None = None
+
+    def teacher_names(self) -> dict[str, str]:
+        """Return the teachers' names by kind; of several of a kind, one after the other."""
+        names = {}
+        for kind, teachers in self.teachers.by_kind().items():
+            names[kind] = ", ".join(teacher.name for teacher in teachers)
+        return names
 
     def differences(self, store: Store, current: Provenance) -> list[str]:
         """List what the run used of a store and what has changed since.
@@ -113,9 +144,20 @@ class Provenance:
             before = _shown_split(self.validation)
             now = _shown_split(current.validation)
             differences.append(f"split to validate on ({before} / {now})")
-        differences += _differences_of_teachers(self.teachers, current.teachers)
+        teachers = _by_role(self.teachers)
+        differences += _differences_of_teachers(teachers, _by_role(current.teachers))
         differences += _differences_of_teachers(self.encoders, current.encoders)
         return differences
+
+
+def _by_role(teachers: TeacherSet[StoredTeacher]) -> dict[str, StoredTeacher]:
+    """Return teachers by a description of their place among those of their kind."""
+    by_role = {}
+    for kind, models in teachers.by_kind().items():
+        for number, model in enumerate(models, 1):
+            role = kind if len(models) == 1 else f"{kind} {number}"
+            by_role[role] = model
+    return by_role
 
 
 def _shown_split(stored: StoredSplit | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 
 from cusa.data.errors import DataError, SettingError
@@ -48,7 +49,7 @@ def open_tar_pairs(
         _require_image_root(tar_set)
         every_teacher = tuple(tar_set.manifest.teachers)
         inputs = TarFileInputs(processors, config.data.normalizer, every_teacher)
-    teachers = _names(provenance.teachers)
+    teachers = provenance.teachers.map(attrgetter("name"))
     teachers_read = rows_read(teachers, inputs)
     source = _source(tar_set, config.data, teachers_read, inputs.reads_images)
     n_at_once = config.data.window * config.data.streams

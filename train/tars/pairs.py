@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from cusa.data.tars.open_tar import OpenTar
 from cusa.data.tars.tar_set import TarSet
 from cusa.train.loader import Batch
 from cusa.train.tars.inputs import TarInputs, TarRows, gathered_caption_rows, gathered_image_rows
+from cusa.train.teacher_set import TeacherSet, gather_rows
 
 
 class TarSetPairs(Dataset[Batch]):
@@ -32,7 +34,7 @@ class TarSetPairs(Dataset[Batch]):
     Args:
         files: The set, or the copies of its files in a cache; a worker process has its own.
         inputs: Reader of the student's inputs.
-        teachers: Names of the image teacher and the text teacher; empty if no soft labels are used.
+        teachers: Names of the teachers; none if no soft labels are used.
         n_open: How many tars are open at a time, at least those of one batch.
 
     Attributes:
@@ -46,7 +48,7 @@ class TarSetPairs(Dataset[Batch]):
         self,
         files: NamedFiles,
         inputs: TarInputs,
-        teachers: Sequence[str],
+        teachers: TeacherSet[str],
         n_open: int,
     ) -> None:
         manifest = files.manifest
@@ -108,17 +110,18 @@ class TarSetPairs(Dataset[Batch]):
             rows_of_tar = self._locate(tar_number, positions, numbers_in_tar)
             image_ids[positions] = self._first_images[tar_number] + rows_of_tar.image_rows
             rows.append(rows_of_tar)
-        teacher_image = teacher_text = None
-        if self._teachers:
-            image_teacher, text_teacher = self._teachers
-            teacher_image = gathered_image_rows(rows, image_teacher)
-            teacher_text = gathered_caption_rows(rows, text_teacher)
+        teachers = gather_rows(
+            self._teachers,
+            partial(gathered_image_rows, rows),
+            partial(gathered_caption_rows, rows),
+        )
         return Batch(
             images=self._inputs.images(rows),
             texts=self._inputs.texts(rows),
-            teacher_image=teacher_image,
-            teacher_text=teacher_text,
+            teacher_image=teachers.image,
+            teacher_text=teachers.text,
             image_ids=torch.from_numpy(image_ids),
+            cross_teachers=teachers.cross,
         )
 
     def _locate(
@@ -158,14 +161,14 @@ class TarSetPairs(Dataset[Batch]):
 
 
 def rows_read(
-    teachers: Sequence[str],
+    teachers: TeacherSet[str],
     inputs: TarInputs,
 ) -> tuple[str, ...]:
     """Return the names of all teachers whose rows are read: for soft labels, and as inputs."""
     return _distinct(teachers, inputs.encoders)
 
 
-def _distinct(*names: Sequence[str]) -> tuple[str, ...]:
+def _distinct(*names: Iterable[str]) -> tuple[str, ...]:
     """Return names in their order, each once."""
     return tuple(dict.fromkeys(itertools.chain(*names)))
 

@@ -165,8 +165,8 @@ def _tracked_run(trainer: Trainer) -> TrackedRun:
     }
     for package in _PACKAGES:
         facts[f"version.{package}"] = version(package)
-    for modality, teacher in setup.provenance.teachers.items():
-        facts[f"teacher.{modality}"] = teacher.name
+    for kind, names in setup.provenance.teacher_names().items():
+        facts[f"teacher.{kind}"] = names
     return TrackedRun(
         run_dir=setup.run_dir,
         project=setup.config.train.project,

@@ -22,7 +22,7 @@ from cusa.screen.console import print_plain
     multiple=True,
     metavar="NAME=VALUE",
     help="One setting of the loss, e.g. loss.alpha=0.2 (cusa-train settings lists them), or of "
-    "data.train_split, data.image_teacher, data.text_teacher.",
+    "data.train_split, data.image_teacher, data.text_teacher, data.cross_teacher.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- ARGUMENTS")
 def main(embeddings: Path, settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:

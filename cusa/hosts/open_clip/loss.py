@@ -93,7 +93,12 @@ class SoftLabelLoss(nn.Module):
         """
         teacher_batch = self.teachers.rows(pair_labels)
         teacher_rows = (teacher_batch.image, teacher_batch.text, teacher_batch.image_ids)
-        terms = functional_call(self.cusa, temperatures, (*features, *teacher_rows))
+        terms = functional_call(
+            self.cusa,
+            temperatures,
+            (*features, *teacher_rows),
+            {"cross_teachers": teacher_batch.cross},
+        )
 
         n_pairs = len(pair_labels)
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -43,7 +43,13 @@ from cusa.train.loss.config import LossConfig
 _TABLE_SUFFIXES = (".csv", ".tsv")
 # Arguments of open_clip that need another model, loss or data set than those here.
 _UNSUPPORTED = ("distill_model", "horovod", "torchscript", "trace", "use_naflex")
-_SETTINGS = ("loss", "data.train_split", "data.image_teacher", "data.text_teacher")
+_SETTINGS = (
+    "loss",
+    "data.train_split",
+    "data.image_teacher",
+    "data.text_teacher",
+    "data.cross_teacher",
+)
 
 
 def train(
@@ -74,6 +80,8 @@ def train(
         (config.data.train_split,),
         config.data.image_teacher,
         config.data.text_teacher,
+        config.data.cross_teacher,
+        config.loss,
     )
     soft_labels = SoftLabelsInTrainer(config.loss, teachers, args)
     with (

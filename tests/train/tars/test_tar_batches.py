@@ -10,7 +10,11 @@ import torch
 
 from cusa.data.errors import ImageError, StoreError
 from cusa.data.images import load_image
+from cusa.data.tars.manifest import write_manifest
+from cusa.data.tars.manifest_building import build_manifest
 from cusa.data.tars.open_tar import require_unchanged
+from cusa.data.tars.origin import SetOrigin
+from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
@@ -18,13 +22,15 @@ from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs
 from cusa.train.tars.pairs import ImageNames, TarSetPairs
 from cusa.train.tars.source import InPlace
 from cusa.train.tars.supply import TarSupply
-from tests.data.tars.tar_files import jpeg, write_set, write_tars
+from cusa.train.teacher_set import TeacherSet
+from tests.data.tars.tar_files import jpeg, write_rows, write_set, write_tars
 from tests.helpers import Fault, fault_of
 
 N_TARS = 6
 N_PAIRS = 4
 SKIPPED = (1,)  # image row of each tar that has no embedding
 TEACHERS = ("eyes", "words")
+USED_TEACHERS = TeacherSet(("eyes",), ("words",))
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def tar_set(tmp_path):
 
 
 def _pairs(tar_set, n_open=2):
-    return TarSetPairs(tar_set, StoredTarInputs(*TEACHERS), TEACHERS, n_open)
+    return TarSetPairs(tar_set, StoredTarInputs(*TEACHERS), USED_TEACHERS, n_open)
 
 
 def test_every_part_of_a_pair_is_of_the_same_image_and_caption(tar_set):
@@ -61,6 +67,26 @@ def test_every_part_of_a_pair_is_of_the_same_image_and_caption(tar_set):
         np.testing.assert_array_equal(batch.teacher_text[of_tar], text)
         np.testing.assert_array_equal(batch.images[of_tar], image.astype(np.float32))
         np.testing.assert_array_equal(batch.texts[of_tar], text.astype(np.float32))
+
+
+def test_several_teachers_and_cross_modal_ones(tar_set):
+    teachers = TeacherSet(("eyes", "more-eyes"), ("words",), (("more-eyes", "words"),))
+    for number in range(N_TARS):
+        tar = tar_set.image_root / f"{number:05d}.tar"
+        write_rows(tar_set.path, read_pairs_of_tar(tar, "json:all", False), "more-eyes", "image")
+    write_manifest(tar_set.path, build_manifest(tar_set.path, SetOrigin(str(tar_set.image_root))))
+    pairs = TarSetPairs(TarSet(tar_set.path), StoredTarInputs(*TEACHERS), teachers, 2)
+    numbers = np.arange(0, len(pairs), 5)
+    batch = pairs[numbers]
+    eyes, more_eyes = batch.teacher_image
+    [(images, texts)] = batch.cross_teachers
+    alone = _pairs(tar_set)[numbers]
+    assert torch.equal(eyes, alone.teacher_image)
+    assert torch.equal(batch.teacher_text, alone.teacher_text)
+    assert torch.equal(more_eyes, eyes)
+    assert torch.equal(images, more_eyes)
+    assert torch.equal(texts, batch.teacher_text)
+    assert "more-eyes" in pairs.teachers_read
 
 
 def _supply(tar_set, pairs, n_ahead=2):
@@ -220,7 +246,7 @@ class Greys:
 
 
 def test_pictures_and_captions_are_those_of_their_pairs(tmp_path, tar_set):
-    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), TEACHERS, 2)
+    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), USED_TEACHERS, 2)
     numbers = [14, 0, 35, 13]
     batch = pairs[numbers]
     greys = [load_image(tmp_path, jpeg(image)) for image in batch.image_ids.tolist()]
@@ -238,7 +264,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_by_tar_and_file(tmp_path, tar
     start, size = int(stored.image_offsets[2]), int(stored.image_sizes[2])
     content[start : start + size] = bytes(size)
     path.write_bytes(content)
-    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), TEACHERS, 2)
+    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), USED_TEACHERS, 2)
     with pytest.raises(ImageError) as caught:
         pairs[[0, 14]]
     assert caught.value.path == path / stored.images[2]

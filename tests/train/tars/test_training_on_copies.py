@@ -23,7 +23,7 @@ from tests.data.tars.tar_files import write_set, write_tars
 from tests.helpers import ADAPTER, Fault, fault_of, kill_at, make_tiny_clip, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
 from tests.train.same_runs import assert_same_run
-from tests.train.tars.test_tar_batches import TEACHERS, Greys
+from tests.train.tars.test_tar_batches import TEACHERS, USED_TEACHERS, Greys
 
 N_TARS = 5
 N_PAIRS = 4
@@ -71,10 +71,10 @@ def expected(folder, tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_batches_are_those_of_the_files_on_this_machine(folder, server, workers):
     inputs = TarFileInputs(Greys(), "none", TEACHERS)
-    local = TarSetPairs(TarSet(folder / "set"), inputs, TEACHERS, 4)
+    local = TarSetPairs(TarSet(folder / "set"), inputs, USED_TEACHERS, 4)
     remote_set = TarSet(SET, Path(TARS))
     cache = TarCache(remote_set, None, 0, TEACHERS, needs_images=True)
-    pairs = TarSetPairs(cache.files, inputs, TEACHERS, 4)
+    pairs = TarSetPairs(cache.files, inputs, USED_TEACHERS, 4)
     supply = TarSupply(pairs, remote_set.manifest.names, cache, 1)
     # Batches that lie across two tars, or three.
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
@@ -95,7 +95,9 @@ def test_batches_are_those_of_the_files_on_this_machine(folder, server, workers)
 def test_what_was_deleted_is_closed_when_another_tar_is_opened(folder, tmp_path):
     local = TarSet(folder / "set")
     cache = TarCache(local, tmp_path / "cache", 0, TEACHERS, needs_images=True)
-    pairs = TarSetPairs(cache.files, TarFileInputs(Greys(), "none", TEACHERS), TEACHERS, N_TARS)
+    pairs = TarSetPairs(
+        cache.files, TarFileInputs(Greys(), "none", TEACHERS), USED_TEACHERS, N_TARS
+    )
     for number, tar in enumerate(local.manifest.names):
         cache.bring(tar)
         pairs[[number * N_PAIRS]]

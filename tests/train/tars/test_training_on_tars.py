@@ -73,7 +73,7 @@ def test_a_run_says_what_it_was_trained_on(folder, whole):
     assert config.data.val_split is None
     assert provenance.dataset == "tars"
     assert provenance.splits == {"train": TarSet(folder / "set").fingerprint("train")}
-    assert provenance.teachers["image"].name == "eyes"
+    assert provenance.teachers.image[0].name == "eyes"
     assert load_saved(run_dir).origin.step == 2 * N_TARS
 
 

@@ -1,0 +1,215 @@
+"""Several teachers of a modality, and cross-modal ones, in one run."""
+
+import json
+import math
+import signal
+
+import pytest
+import torch
+
+import cusa
+from cusa.data.errors import SettingError, StoreError
+from cusa.data.records import Dataset
+from cusa.data.store.reader import EmbeddingStore
+from cusa.train.config_building import build_config
+from cusa.train.saving.run_dir import load_run, read_metrics
+from cusa.train.teacher_rows import Teachers
+from cusa.train.trainer import Trainer
+from tests.helpers import (
+    ADAPTER,
+    ForkedCommand,
+    add_teacher,
+    kill_at,
+    make_store,
+    records,
+    run_fault,
+    run_ok,
+    settings,
+    unit_rows,
+)
+from tests.train.same_runs import assert_same_run
+
+SIZES = {"train": 40, "val": 10, "test": 8}
+BOTH = ("--image-teacher", "vision", "--image-teacher", "eyes", "--text-teacher", "words")
+ONE = ("--image-teacher", "vision", "--text-teacher", "words")
+ENCODERS = ("--image-encoder", "vision", "--text-encoder", "words")
+
+
+def _add(index, name, modality, dim, seed, **transform):
+    """Add a teacher of made-up rows to a store."""
+    splits = {split: records(split, n) for split, n in SIZES.items()}
+    dataset = Dataset("made-up", index.parent, splits)
+    captions = 2 if modality == "text" else 1
+    rows = {split: unit_rows(captions * n, dim, seed) for split, n in SIZES.items()}
+    add_teacher(index, dataset, name, settings(modality, dim, transform=transform), rows)
+
+
+def _add_cross_teacher(index, name, scale=50.0, seed=20):
+    for number, modality in enumerate(("image", "text")):
+        transform = {"cross_teacher": name, "logit_scale": scale}
+        _add(index, f"{name}-{modality}", modality, 12, seed + number, **transform)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """A store with two image teachers, a text teacher and a cross-modal teacher."""
+    index = make_store(tmp_path_factory.mktemp("data") / "store")
+    _add(index, "eyes", "image", 4, 11)
+    _add_cross_teacher(index, "clip")
+    return index
+
+
+@pytest.fixture(scope="module")
+def store(index):
+    return EmbeddingStore(index)
+
+
+def _args(index, run_dir, *more):
+    rest = ("--batch-size", 16, "--epochs", 2, "--set", "train.log_every=1")
+    steps = ("--checkpoint-steps", 2, "--workers", 0)
+    return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *ENCODERS, *rest, *steps, *more)
+
+
+@pytest.fixture(scope="module")
+def whole(index, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    out = run_ok("train", *_args(index, run_dir, *BOTH))
+    assert "rows      image teacher: eyes (made-up-image)" in out
+    return run_dir
+
+
+def test_rows_of_every_teacher_are_of_the_same_pairs(store):
+    teachers = Teachers(store, "train", ["eyes", "vision"], "words", "clip")
+    batch = teachers.rows([5, 0, 79])
+    eyes, vision = batch.image
+    assert torch.equal(eyes, torch.from_numpy(store["eyes", "train"][[2, 0, 39]]))
+    assert torch.equal(vision, torch.from_numpy(store["vision", "train"][[2, 0, 39]]))
+    assert torch.equal(batch.text, torch.from_numpy(store["words", "train"][[5, 0, 79]]))
+    [(images, texts)] = batch.cross
+    assert torch.equal(images, torch.from_numpy(store["clip-image", "train"][[2, 0, 39]]))
+    assert torch.equal(texts, torch.from_numpy(store["clip-text", "train"][[5, 0, 79]]))
+
+
+def test_beside_rows_of_a_cross_modal_teacher_the_only_uni_modal_teacher_is_the_default(tmp_path):
+    index = make_store(tmp_path)
+    _add_cross_teacher(index, "clip")
+    store = EmbeddingStore(index)
+    assert store.pick_teacher("image", None, "--image-teacher") == "vision"
+    assert Teachers(store, "train").rows([0]).cross == ()
+    assert len(Teachers(store, "train", cross_teacher=()).rows([0]).cross) == 1
+    _add_cross_teacher(index, "siglip", seed=30)
+    with pytest.raises(StoreError) as caught:
+        Teachers(EmbeddingStore(index), "train", cross_teacher=())
+    assert caught.value.name == "cross"
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        ({"image_teacher": ["vision", "vision"]}, "vision"),
+        ({"image_teacher": ["vision", "words"]}, "words"),
+        ({"image_teacher": None}, "image"),
+        ({"cross_teacher": "clip-image"}, "clip-image"),
+        ({"cross_teacher": ["clip", "clip"]}, "clip"),
+    ],
+)
+def test_teachers_that_cannot_be_chosen(store, names, name):
+    with pytest.raises(StoreError) as caught:
+        Teachers(store, "train", **{"image_teacher": "vision", **names})
+    assert caught.value.name == name
+    assert caught.value.path == store.path
+
+
+def test_a_run_names_its_teachers_wherever_it_names_things(whole):
+    config, provenance = load_run(whole)
+    assert config.data.image_teacher == ("vision", "eyes")
+    assert config.data.text_teacher == "words"
+    assert [teacher.name for teacher in provenance.teachers.image] == ["vision", "eyes"]
+    assert provenance.teacher_names() == {"image": "vision, eyes", "text": "words"}
+    card = (whole / "best" / "README.md").read_text()
+    assert card.count("| teacher of images |") == 2
+
+
+def test_killed_and_resumed_a_run_of_two_teachers_is_the_same(index, whole, tmp_path):
+    run_dir = tmp_path / "part"
+    patch = kill_at(Trainer, "_train_on", 7, signal.SIGKILL, 1)
+    done = ForkedCommand("train", *_args(index, run_dir, *BOTH), patch=patch).wait()
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_ok("train", "--resume", "--run-dir", run_dir)
+    assert_same_run(whole, run_dir)
+
+
+def test_resuming_with_other_teachers_is_refused(index, whole):
+    fault = run_fault("train", *_args(index, whole, *ONE, "--resume"))
+    assert fault.name == "data.image_teacher"
+
+
+def test_a_second_teacher_changes_the_loss_and_its_settings_reach_it(index, whole, tmp_path):
+    """A second teacher with next to no weight is as good as none."""
+    run_ok("train", *_args(index, tmp_path / "one", *ONE))
+    weights = ("--set", "loss.image_teacher_weights=[1, 1e-9]")
+    run_ok("train", *_args(index, tmp_path / "weighted", *BOTH, *weights))
+    losses = {}
+    for run_dir in (whole, tmp_path / "one", tmp_path / "weighted"):
+        lines = [line for line in read_metrics(run_dir) if line["kind"] == "train"]
+        losses[run_dir.name] = lines[0]["csa"]
+    assert losses["weighted"] == pytest.approx(losses["one"], rel=1e-5)
+    assert losses["whole"] != pytest.approx(losses["one"], rel=1e-3)
+
+
+def test_a_rule_reads_the_cross_modal_teacher_at_its_own_temperature(index, tmp_path):
+    rule = ("--set", "loss.rule=dr", "--set", "loss.terms=[]")
+    run_ok("train", *_args(index, tmp_path / "run", *ONE, *rule))
+    config, provenance = load_run(tmp_path / "run")
+    assert config.data.cross_teacher == "clip"
+    assert config.loss.cross_teacher_taus == (pytest.approx(1 / 50),)
+    assert provenance.teacher_names() == {"cross": "clip-image, clip-text"}
+    run_ok("train", "--resume", "--run-dir", tmp_path / "run", "--epochs", 3)
+
+
+def test_a_grid_has_runs_of_one_teacher_and_of_several(index, tmp_path):
+    axis = "image_teacher=vision,vision+eyes"
+    args = _args(index, tmp_path / "grid", "--text-teacher", "words", "--epochs", 1)
+    run_ok("train", *args, "--sweep", axis)
+    names = {load_run(path)[0].data.image_teacher for path in (tmp_path / "grid").glob("image*")}
+    assert names == {"vision", ("vision", "eyes")}
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        ("a", "a"),
+        (["a"], "a"),
+        (["a", "b"], ("a", "b")),
+        ("a+b", ("a", "b")),
+        ([], None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_setting_takes_a_name_or_several(value, stored):
+    assert build_config({"data": {"image_teacher": value}}).data.image_teacher == stored
+
+
+@pytest.mark.parametrize("value", [1, [1], ["a", None], {"a": 1}, True])
+def test_what_is_no_name(value):
+    with pytest.raises(SettingError) as caught:
+        build_config({"data": {"image_teacher": value}})
+    assert caught.value.name.startswith("data.image_teacher")
+
+
+def test_from_python(index, tmp_path):
+    run = cusa.train(
+        index,
+        student="adapter",
+        image_encoder="vision",
+        text_encoder="words",
+        image_teacher=["vision", "eyes"],
+        text_teacher="words",
+        epochs=1,
+        run_dir=tmp_path / "run",
+        settings={"student.hidden_dim": 16, "student.embed_dim": 8},
+    )
+    assert math.isfinite(run.val["rsum"])
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [teacher["name"] for teacher in facts["teachers"]["image"]] == ["vision", "eyes"]

@@ -1,0 +1,89 @@
+"""The teachers that a run uses, of those of its store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cusa.data.objects.folder import location_text
+from cusa.data.store.cross_teachers import CROSS_TEACHER, logit_scale
+from cusa.data.store.teacher_choice import pick_cross_teachers, pick_teachers
+from cusa.train.config import Config, DataConfig
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.rules.requirements import needed_teachers
+from cusa.train.saving.provenance import StoredTeacher
+from cusa.train.stores import Store
+from cusa.train.teacher_set import TeacherSet
+
+# Rules whose targets are a cross-modal teacher's own distributions, at its own temperature.
+_RULES_WITH_LOGITS = ("hycd", "dr", "dr-sigmoid")
+
+
+def used_teachers(config: Config, store: Store) -> TeacherSet[StoredTeacher]:
+    """Pick the teachers that the loss of a run needs.
+
+    Args:
+        config: The run's settings as given.
+        store: The store.
+
+    Raises:
+        StoreError: If a teacher is missing, or several would fit; lists them.
+    """
+    data = config.data
+    location = location_text(store.path)
+    kinds = needed_teachers(config.loss)
+    image: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    cross: tuple[tuple[str, str], ...] = ()
+    if "image" in kinds or "image or text" in kinds:
+        image = pick_teachers(
+            location, store.teachers, "image", data.image_teacher, "--image-teacher"
+        )
+    if "text" in kinds or "image or text" in kinds:
+        text = pick_teachers(location, store.teachers, "text", data.text_teacher, "--text-teacher")
+    if "cross-modal" in kinds:
+        cross = pick_cross_teachers(location, store.teachers, data.cross_teacher, "--cross-teacher")
+    return TeacherSet(image, text, cross).map(lambda name: stored_teacher(store, name))
+
+
+def stored_teacher(store: Store, name: str) -> StoredTeacher:
+    """Describe a teacher that a store has."""
+    return StoredTeacher(name, store.sources[name], store.teachers[name])
+
+
+def with_teachers(data: DataConfig, teachers: TeacherSet[StoredTeacher]) -> DataConfig:
+    """Fill in the names of the teachers that a run uses."""
+    cross_names = []
+    for image_rows, _ in teachers.cross:
+        cross_names.append(str(image_rows.settings.transform[CROSS_TEACHER]))
+    return replace(
+        data,
+        image_teacher=_names(teachers.image) or data.image_teacher,
+        text_teacher=_names(teachers.text) or data.text_teacher,
+        cross_teacher=tuple(cross_names) or data.cross_teacher,
+    )
+
+
+def with_logit_scales(loss: LossConfig, teachers: TeacherSet[StoredTeacher]) -> LossConfig:
+    """Fill in the temperatures that cross-modal teachers were trained with, if the store has them.
+
+    Temperatures of the settings come first. For CSA, none are filled in: there, ``tau_soft`` is the
+    default.
+
+    Args:
+        loss: Settings of the loss.
+        teachers: The teachers that it uses.
+    """
+    if loss.rule not in _RULES_WITH_LOGITS or loss.cross_teacher_taus:
+        return loss
+    scales = []
+    for image_rows, _ in teachers.cross:
+        scale = logit_scale(image_rows.settings)
+        if scale is None or scale <= 0:
+            return loss
+        scales.append(scale)
+    return replace(loss, cross_teacher_taus=tuple(1 / scale for scale in scales))
+
+
+def _names(teachers: Sequence[StoredTeacher]) -> tuple[str, ...]:
+    return tuple(teacher.name for teacher in teachers)
