@@ -161,8 +161,8 @@ def _make_step(
         teachers = provenance.teachers
         feature_dims = FeatureDims(
             student=student.embed_dim,
-            image=teachers["image"].settings.dim,
-            text=teachers["text"].settings.dim,
+            image=sum(teacher.settings.dim for teacher in teachers.image),
+            text=sum(teacher.settings.dim for teacher in teachers.text),
         )
     loss = CUSALoss(config.loss, gather=config.train.gather, feature_dims=feature_dims)
     step = TrainStep(student, loss, config, processes.device)
