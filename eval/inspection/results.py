@@ -12,7 +12,9 @@ from cusa.eval.inspection.batch_figures import (
     FalseNegativeCount,
     Sharpness,
 )
+from cusa.eval.inspection.target_figures import TargetFigures
 from cusa.eval.report.gallery import Item
+from cusa.train.loss.config import LossConfig
 
 # Keys in the JSON output that differ from the names of the fields.
 _JSON_NAMES = {
@@ -41,6 +43,7 @@ class Settings:
         seed: Seed of the sample, and of the batches, which are those of a training run with this
             seed.
         image_root: Folder of the images; ``None`` for the store's own.
+        loss: Settings of a loss whose targets are measured, too; ``None`` for none.
     """
 
     split: str = "train"
@@ -52,6 +55,7 @@ class Settings:
     sample: int = 20_000
     seed: int = 0
     image_root: Path | None = None
+    loss: LossConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class Inspection:
         agreement: Agreement of the two teachers.
         n_searched: Number of images that were compared with each other.
         n_duplicates: Number of pairs of these images that are likely one picture.
+        targets: What the terms of ``settings.loss`` would make of a batch, by the term's name and
+            the modality of the queries.
         strongest: The most similar pairs by ranking (``"image"``, ``"text"``, ``"both"``), most
             similar first.
     """
@@ -126,6 +132,7 @@ class Inspection:
     agreement: Agreement
     n_searched: int
     n_duplicates: int
+    targets: dict[str, dict[str, TargetFigures]]
     strongest: dict[str, tuple[StrongPair, ...]]
 
 
