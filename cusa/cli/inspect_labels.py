@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cusa.cli.console import JSON_OPTION, NOT_NEGATIVE, PATH, POSITIVE, STORE_ARGUMENT, command
 from cusa.data.errors import SettingError
 from cusa.screen.console import print_plain
-from cusa.train.loss.config import LossConfig
+
+if TYPE_CHECKING:
+    from cusa.train.loss.config import LossConfig
 
 
 @command()
@@ -24,6 +26,11 @@ from cusa.train.loss.config import LossConfig
 @click.option(
     "--text-teacher",
     help="The store's text teacher that gives the soft labels.  [default: the only one]",
+)
+@click.option(
+    "--cross-teacher",
+    multiple=True,
+    help="The store's cross-modal teachers, for a loss that needs one.  [default: the only one]",
 )
 @click.option(
     "--batch-size", type=click.IntRange(2), default=128, help="Pairs in a training batch."

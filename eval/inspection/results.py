@@ -35,6 +35,8 @@ class Settings:
         split: Name of the split.
         image_teacher: Name of the image teacher; ``None`` for the store's only one.
         text_teacher: Name of the text teacher; ``None`` for the store's only one.
+        cross_teacher: Names of the cross-modal teachers that ``loss`` needs; empty for the store's
+            only one.
         batch_size: Number of pairs per batch, at least 2.
         batches: Number of batches to average figures over.
         pairs: Number of pairs in each ranking.
@@ -49,6 +51,7 @@ class Settings:
     split: str = "train"
     image_teacher: str | None = None
     text_teacher: str | None = None
+    cross_teacher: tuple[str, ...] = ()
     batch_size: int = 128
     batches: int = 100
     pairs: int = 30

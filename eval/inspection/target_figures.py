@@ -10,11 +10,11 @@ import torch
 from cusa.data.errors import SettingError
 from cusa.eval.inspection.batch_figures import label_sharpness
 from cusa.train.loader import Batch
-from cusa.train.loss.config import LossConfig
+from cusa.train.loss.config import LossConfig, Term
 from cusa.train.loss.rules.registry import RULES
 from cusa.train.loss.rules.soft_labels import csa_labels, usa_labels
 from cusa.train.loss.rules.tile import Tile
-from cusa.train.loss.temperature_settings import TemperaturePair
+from cusa.train.loss.temperature_settings import Temperature, TemperaturePair
 from cusa.train.loss.tiles import tiles_of_rows
 
 _MODALITIES = ("image", "text")
@@ -68,32 +68,44 @@ def target_figures(
     Raises:
         EmbeddingsError: If the loss lacks rows.
     """
-    tiles = tiles_of_rows((batch.teacher_image, batch.teacher_text), None, batch.image_ids, loss)
+    rows = (batch.teacher_image, batch.teacher_text)
+    tiles = tiles_of_rows(rows, batch.cross_teachers, batch.image_ids, loss)
     figures: dict[TermName, TargetFigures] = {}
     for modality, tile in zip(_MODALITIES, tiles, strict=True):
-        for term, labels_of_tile in (("csa", csa_labels), ("usa", usa_labels)):
-            if term not in loss.terms:
-                continue
-            tau_soft = _soft_temperature(loss, term, modality)
-            labels = labels_of_tile(tile, loss, torch.tensor(tau_soft))
-            if labels is not None:
-                figures[term, modality] = _label_figures(labels, batch.image_ids)
+        for term in loss.terms:
+            logits = _label_logits(term, modality, tile, loss)
+            if logits is not None:
+                figures[term, modality] = _label_figures(logits, batch.image_ids)
         if loss.rule != "cusa":
             figures[loss.rule, modality] = _rule_figures(tile, loss, batch.image_ids)
     return figures
 
 
-def _soft_temperature(loss: LossConfig, term: str, modality: str) -> float:
-    """Return the initial temperature of a term's soft labels."""
-    _, name = loss.temperature_names("csa" if term == "csa" else "usa")
+def _label_logits(
+    term: Term,
+    modality: str,
+    tile: Tile,
+    loss: LossConfig,
+) -> torch.Tensor | None:
+    """Return logits of a term's soft labels; ``None`` if it has none."""
+    if term == "contrastive":
+        return None
+    _, name = loss.temperature_names(term)
     pair = loss.temperatures_in_use()[name]
     assert isinstance(pair, TemperaturePair)
+    temperature: Temperature = getattr(pair, modality)
     if pair.shared:
-        return pair.mean().init
-    return getattr(pair, modality).init
+        temperature = pair.mean()
+    tau_soft = torch.tensor(temperature.init)
+    if term == "csa":
+        return csa_labels(tile, loss, tau_soft)
+    return usa_labels(tile, loss, tau_soft)
 
 
-def _label_figures(logits: torch.Tensor, image_ids: torch.Tensor) -> TargetFigures:
+def _label_figures(
+    logits: torch.Tensor,
+    image_ids: torch.Tensor,
+) -> TargetFigures:
     labels = torch.softmax(logits.double(), dim=1)
     sharpness = label_sharpness(labels, image_ids)
     return TargetFigures(
@@ -114,9 +126,12 @@ def _rule_figures(
         case "labels":
             return _label_figures(rule_output, image_ids)
         case "mask":
-            n_leaving = (~rule_output).sum(dim=1).double()
-            has_any = (n_leaving > 0).double()
-            return TargetFigures(leaving=float(n_leaving.mean()), rows=float(has_any.mean()))
+            n_leaving = (~rule_output).sum(dim=1)
+            has_any = n_leaving > 0
+            return TargetFigures(
+                leaving=float(n_leaving.double().mean()),
+                rows=float(has_any.double().mean()),
+            )
     same_image = image_ids[:, None] == image_ids
     greatest = rule_output.masked_fill(same_image, -torch.inf).amax(dim=1)
     greatest = greatest[greatest.isfinite()]
