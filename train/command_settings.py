@@ -47,6 +47,7 @@ _ADDED_LATER = (
     "loss.image_teacher_taus",
     "loss.image_teacher_weights",
     "loss.rule",
+    "loss.self_guide.",
     "loss.teacher_mean",
     "loss.text_teacher_taus",
     "loss.text_teacher_weights",

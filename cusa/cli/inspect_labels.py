@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cusa.cli.console import JSON_OPTION, NOT_NEGATIVE, PATH, POSITIVE, STORE_ARGUMENT, command
 from cusa.data.errors import SettingError
 from cusa.screen.console import print_plain
+
+if TYPE_CHECKING:
+    from cusa.train.loss.config import LossConfig
 
 
 @command()
@@ -23,6 +26,11 @@ from cusa.screen.console import print_plain
 @click.option(
     "--text-teacher",
     help="The store's text teacher that gives the soft labels.  [default: the only one]",
+)
+@click.option(
+    "--cross-teacher",
+    multiple=True,
+    help="The store's cross-modal teachers, for a loss that needs one.  [default: the only one]",
 )
 @click.option(
     "--batch-size", type=click.IntRange(2), default=128, help="Pairs in a training batch."
@@ -43,13 +51,26 @@ from cusa.screen.console import print_plain
 @click.option("--seed", type=NOT_NEGATIVE, default=0, help="Seed of the batches and of the sample.")
 @click.option("--image-root", type=PATH, help="Folder of the images, if not the store's own.")
 @click.option(
+    "--set",
+    "loss_settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of the loss, e.g. loss.rule=xclr: show its targets, too.",
+)
+@click.option(
     "--out",
     "page_path",
     type=PATH,
     help="HTML page to write.  [default: STORE's name with .inspect.html]",
 )
 @JSON_OPTION
-def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings: Any) -> None:
+def inspect(
+    store_path: Path,
+    page_path: Path | None,
+    as_json: bool,
+    loss_settings: tuple[str, ...],
+    **settings: Any,
+) -> None:
     """Show how sharp the soft labels are, and likely false negatives.
 
     Batches are drawn as cusa-train draws them; no model is loaded.
@@ -57,6 +78,7 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
     from cusa.data.store.reader import EmbeddingStore
     from cusa.screen.progress import StepTasks, progress_display
 
+    loss = _loss(loss_settings)
     # Report mistakes before torch is imported and the work begins.
     opened = EmbeddingStore(store_path)
     page_path = _checked_page_path(page_path, store_path)
@@ -68,7 +90,7 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
 
     with progress_display(quiet=as_json) as progress_bar:
         steps = StepTasks(progress_bar, unit="steps")
-        inspection = soft_labels.inspect(opened, Settings(**settings), steps.complete)
+        inspection = soft_labels.inspect(opened, Settings(loss=loss, **settings), steps.complete)
     if as_json:
         content = {**to_json(inspection), "page": str(page_path.resolve())}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
@@ -79,6 +101,15 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
     if not as_json:
         note = f" ({n_unreadable:,} of its pictures could not be read)" if n_unreadable else ""
         print_plain(f"page: {page_path.resolve()}{note}")
+
+
+def _loss(loss_settings: tuple[str, ...]) -> LossConfig | None:
+    """Return the settings of a loss, or ``None`` if none is given."""
+    if not loss_settings:
+        return None
+    from cusa.train.config_building import build_config, parse_settings
+
+    return build_config(parse_settings(loss_settings)).loss
 
 
 def _checked_page_path(requested: Path | None, store_path: Path) -> Path:

@@ -23,6 +23,8 @@ def print_inspection(inspection: Inspection) -> None:
     screen = console()
     screen.print(_sharpness_table(inspection))
     screen.print(_false_negatives_table(inspection))
+    if inspection.targets:
+        screen.print(_targets_table(inspection))
     agreement = inspection.agreement
     print_plain(
         f"agreement of the teachers: Pearson {format_figure(agreement.pearson, 3)}, "
@@ -68,6 +70,27 @@ def _false_negatives_table(inspection: Inspection) -> Table:
         cells = [f"{inspection.same_image_cosine:.3f} *", "", ""]
         table.add_row(*cells, *_count_cells(inspection.same_image_count))
         table.caption = "* the median of two captions of the same image"
+    return table
+
+
+def _targets_table(inspection: Inspection) -> Table:
+    table = Table("term", "queries", "perplexity", "own", "other", "leaving", "% of rows")
+    table.title = "targets of the loss"
+    table.caption = (
+        "leaving: candidates that a guide takes out of a row; of dr-sigmoid, own and other are "
+        "signs from -1 to 1"
+    )
+    for term, by_modality in inspection.targets.items():
+        for modality, figures in by_modality.items():
+            table.add_row(
+                term,
+                modality,
+                format_figure(figures.perplexity, 1),
+                format_figure(figures.own_label, 3),
+                format_figure(figures.greatest_other_label, 3),
+                format_figure(figures.leaving, 2),
+                format_figure(100 * figures.rows, 1),
+            )
     return table
 
 

@@ -76,7 +76,7 @@ class Agreement:
     kl: float
 
 
-BatchFigures = TypeVar("BatchFigures", Sharpness, FalseNegativeCount, Agreement)
+BatchFigures = TypeVar("BatchFigures")
 
 
 def sharpness(
@@ -94,7 +94,14 @@ def sharpness(
         image_ids: int64 ``[B]``: the image of each pair.
         tau: Temperature.
     """
-    labels = soft_labels(similarity.double(), tau)
+    return label_sharpness(soft_labels(similarity.double(), tau), image_ids)
+
+
+def label_sharpness(
+    labels: torch.Tensor,
+    image_ids: torch.Tensor,
+) -> Sharpness:
+    """Measure soft labels, float64 ``[B, B]``; other arguments and NaN as of :func:`sharpness`."""
     perplexity = torch.special.entr(labels).sum(dim=1).exp()
     same_image = image_ids[:, None] == image_ids
     greatest = labels.masked_fill(same_image, -torch.inf).amax(dim=1)
@@ -176,7 +183,7 @@ def mean_figures(batches: Sequence[BatchFigures]) -> BatchFigures:
     """
     figures_class = type(batches[0])
     means = {}
-    for field in fields(figures_class):
+    for field in fields(figures_class):  # type: ignore[arg-type]
         values = [getattr(figures, field.name) for figures in batches]
         measured = [value for value in values if not math.isnan(value)]
         means[field.name] = fmean(measured or [math.nan])

@@ -12,6 +12,7 @@ from cusa.data.errors import DataError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.teacher_choice import pick_cross_teachers
 from cusa.eval.inspection.pair_search import (
     DUPLICATE_COSINE,
     Positions,
@@ -22,6 +23,7 @@ from cusa.eval.inspection.results import Settings, StrongPair
 from cusa.eval.report.gallery import Item
 from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.loss.functions import fuse_similarities
+from cusa.train.loss.rules.requirements import needed_teachers
 from cusa.train.teacher_set import TeacherSet
 
 # int64 rows of images and of captions.
@@ -131,6 +133,7 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     teachers = TeacherSet(
         image=(image_teacher,),
         text=(text_teacher,),
+        cross=_cross_teachers(store, settings),
     )
     pairs = Pairs(split, inputs, teachers)
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
@@ -148,6 +151,24 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
         n_images=n_images,
         image_root=settings.image_root or store.image_root,
     )
+
+
+def _cross_teachers(
+    store: EmbeddingStore,
+    settings: Settings,
+) -> tuple[tuple[Embeddings, Embeddings], ...]:
+    """Return image rows and text rows of the cross-modal teachers that the loss needs."""
+    if settings.loss is None or "cross-modal" not in needed_teachers(settings.loss):
+        return ()
+    names = pick_cross_teachers(
+        str(store.path), store.teachers, settings.cross_teacher, "--cross-teacher"
+    )
+    rows = []
+    for image_name, text_name in names:
+        image_rows = store.embeddings(image_name, settings.split)
+        text_rows = store.embeddings(text_name, settings.split)
+        rows.append((image_rows, text_rows))
+    return tuple(rows)
 
 
 class _NoInputs:

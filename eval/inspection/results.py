@@ -12,7 +12,9 @@ from cusa.eval.inspection.batch_figures import (
     FalseNegativeCount,
     Sharpness,
 )
+from cusa.eval.inspection.target_figures import TargetFigures
 from cusa.eval.report.gallery import Item
+from cusa.train.loss.config import LossConfig
 
 # Keys in the JSON output that differ from the names of the fields.
 _JSON_NAMES = {
@@ -33,6 +35,8 @@ class Settings:
         split: Name of the split.
         image_teacher: Name of the image teacher; ``None`` for the store's only one.
         text_teacher: Name of the text teacher; ``None`` for the store's only one.
+        cross_teacher: Names of the cross-modal teachers that ``loss`` needs; empty for the store's
+            only one.
         batch_size: Number of pairs per batch, at least 2.
         batches: Number of batches to average figures over.
         pairs: Number of pairs in each ranking.
@@ -41,17 +45,20 @@ class Settings:
         seed: Seed of the sample, and of the batches, which are those of a training run with this
             seed.
         image_root: Folder of the images; ``None`` for the store's own.
+        loss: Settings of a loss whose targets are measured, too; ``None`` for none.
     """
 
     split: str = "train"
     image_teacher: str | None = None
     text_teacher: str | None = None
+    cross_teacher: tuple[str, ...] = ()
     batch_size: int = 128
     batches: int = 100
     pairs: int = 30
     sample: int = 20_000
     seed: int = 0
     image_root: Path | None = None
+    loss: LossConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,8 @@ class Inspection:
         agreement: Agreement of the two teachers.
         n_searched: Number of images that were compared with each other.
         n_duplicates: Number of pairs of these images that are likely one picture.
+        targets: What the terms of ``settings.loss`` would make of a batch, by the term's name and
+            the modality of the queries.
         strongest: The most similar pairs by ranking (``"image"``, ``"text"``, ``"both"``), most
             similar first.
     """
@@ -126,6 +135,7 @@ class Inspection:
     agreement: Agreement
     n_searched: int
     n_duplicates: int
+    targets: dict[str, dict[str, TargetFigures]]
     strongest: dict[str, tuple[StrongPair, ...]]
 
 

@@ -35,6 +35,11 @@ from cusa.eval.inspection.pair_search import (
     strongest_pairs,
 )
 from cusa.eval.inspection.results import Inspection, Settings, TeacherFigures
+from cusa.eval.inspection.target_figures import (
+    TargetFigures,
+    refuse_rules_without_targets,
+    target_figures,
+)
 from cusa.eval.report.page import write_page
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -60,10 +65,12 @@ def inspect(
     Raises:
         CusaError: As :func:`cusa.eval.inspection.opened_split.open_split`.
     """
+    if settings.loss is not None:
+        refuse_rules_without_targets(settings.loss)
     split = open_split(store, settings)
     sample = draw_sample(split.image_rows, split.caption_rows, settings.sample, settings.seed)
     median = same_image_cosine(split.text_teacher, sample)
-    batches = _measure_batches(split, settings.batches, median, advance)
+    batches = _measure_batches(split, settings, median, advance)
     ranked, n_duplicates = strongest_pairs(
         split.image_teacher, split.text_teacher, sample, settings.pairs, advance=advance
     )
@@ -83,6 +90,7 @@ def inspect(
         agreement=mean_figures(batches["agreement"]),
         n_searched=len(sample.images),
         n_duplicates=n_duplicates,
+        targets=_targets(batches),
         strongest=strongest,
     )
 
@@ -125,19 +133,21 @@ def format_figure(
 
 
 # Figures of every batch, by modality with temperature or least cosine, or by name for the text
-# teacher's "same image" count and the teachers' "agreement".
+# teacher's "same image" count and the teachers' "agreement"; by "targets", term and modality for
+# those of a loss.
 _BatchFigures = dict[Any, list[Any]]
 
 
 def _measure_batches(
     split: OpenedSplit,
-    n_batches: int,
+    settings: Settings,
     same_image_median: float,
     advance: Advance,
 ) -> _BatchFigures:
     """Measure the first batches of a training run, in as many epochs as that takes."""
     figures: _BatchFigures = defaultdict(list)
     least_same_image_cosine = same_image_median - _ROUNDING
+    n_batches = settings.batches
     for number in range(n_batches):
         split.order.epoch, batch_number = divmod(number, len(split.order))
         # A new epoch has a new order.
@@ -149,6 +159,9 @@ def _measure_batches(
         image_cosines = _cosines(batch.teacher_image)
         text_cosines = _cosines(batch.teacher_text)
         image_ids = batch.image_ids
+        if settings.loss is not None:
+            for name, targets in target_figures(batch, settings.loss).items():
+                figures["targets", *name].append(targets)
         for modality, cosines in (("image", image_cosines), ("text", text_cosines)):
             for tau in TEMPERATURES:
                 figures[modality, "tau", tau].append(sharpness(cosines, image_ids, tau))
@@ -174,6 +187,15 @@ def _teacher_figures(
     by_tau = {tau: mean_figures(figures[modality, "tau", tau]) for tau in TEMPERATURES}
     by_cosine = {cosine: mean_figures(figures[modality, "cosine", cosine]) for cosine in COSINES}
     return TeacherFigures(teacher.teacher, teacher.settings.model_id, by_tau, by_cosine)
+
+
+def _targets(figures: _BatchFigures) -> dict[str, dict[str, TargetFigures]]:
+    targets: dict[str, dict[str, TargetFigures]] = defaultdict(dict)
+    for name, figures_of_batches in figures.items():
+        if name[0] == "targets":
+            _, term, modality = name
+            targets[term][modality] = mean_figures(figures_of_batches)
+    return dict(targets)
 
 
 def _cosines(rows: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from cusa.train.loss.rules.settings import (
     GuideConfig,
     HycdConfig,
     RuleName,
+    SelfGuideConfig,
     XclrConfig,
 )
 from cusa.train.loss.temperature_settings import (
@@ -145,7 +146,8 @@ class LossConfig:
         xclr: Settings of the rule xclr.
         hycd: Settings of the rule hycd.
         dr_sigmoid: Settings of the rule dr-sigmoid.
-        guide: Settings of the rules guide and self-guide.
+        guide: Settings of the rule guide.
+        self_guide: Settings of the rule self-guide.
         features: Settings of the rule features.
     """
 
@@ -180,6 +182,7 @@ class LossConfig:
     hycd: HycdConfig = HycdConfig()
     dr_sigmoid: DrSigmoidConfig = DrSigmoidConfig()
     guide: GuideConfig = GuideConfig()
+    self_guide: SelfGuideConfig = SelfGuideConfig()
     features: FeaturesConfig = FeaturesConfig()
 
     def __post_init__(self) -> None:

@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from cusa.train.loss.batch import LossBatch, TeacherRows, products
+from cusa.train.loss.batch import (
+    NEITHER,
+    NO_TEACHER,
+    LossBatch,
+    TeacherRows,
+    in_one_dtype,
+    normalized,
+    products,
+)
 from cusa.train.loss.config import LossConfig
 from cusa.train.loss.rules.tile import CosinesOver, Teachers, Tile
-from cusa.train.loss.teacher_inputs import MODALITIES, teacher_weights
+from cusa.train.loss.teacher_inputs import (
+    MODALITIES,
+    CrossTeachers,
+    TeacherArgument,
+    check_teacher_rows,
+    teacher_weights,
+    with_mean_similarities,
+    with_teachers,
+)
 
 # Takes the rows of a teacher ``[M, e]``, those that they are compared with, and the queries.
 MakeCosines = Callable[[Tensor, Tensor, slice], CosinesOver]
@@ -41,6 +58,37 @@ def _divided(matrix: Tensor, tau: Tensor | float) -> Tensor:
 def _product(query_rows: Tensor, candidates: Tensor, tau: Tensor | float) -> Tensor:
     # Divide [n, e] by the temperature, which is cheaper than dividing [n, M].
     return (query_rows / tau) @ candidates.T
+
+
+def tiles_of_rows(
+    teachers: Sequence[TeacherArgument],
+    cross_teachers: CrossTeachers,
+    image_ids: Tensor,
+    config: LossConfig,
+) -> tuple[Tile, Tile]:
+    """Return a batch as two tiles, images and captions as queries, without a student.
+
+    Args:
+        teachers: Rows ``[B, e]`` of the image teachers and of the text teachers.
+        cross_teachers: Image rows and text rows of each cross-modal teacher.
+        image_ids: int64 ``[B]``.
+        config: Settings of the loss.
+
+    Raises:
+        EmbeddingsError: If the loss lacks rows, or cannot use them.
+    """
+    no_features = [torch.zeros(len(image_ids), 1)] * 2
+    queries = slice(0, len(image_ids))
+    batch = LossBatch(
+        no_features, NEITHER, no_features, NEITHER, NO_TEACHER, NO_TEACHER, image_ids, None, queries
+    )
+    batch = with_teachers(batch, teachers, cross_teachers, config)
+    check_teacher_rows(batch)
+    unit_batch = in_one_dtype(normalized(batch, with_cross=False))
+    batch = with_mean_similarities(unit_batch, config)
+    images = make_tile(batch, config, 0, queries, as_matrix)
+    captions = make_tile(batch, config, 1, queries, as_matrix)
+    return images, captions
 
 
 def make_tile(

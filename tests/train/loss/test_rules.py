@@ -17,6 +17,7 @@ from cusa.train.loss.rules.settings import (
     FeaturesConfig,
     GuideConfig,
     HycdConfig,
+    SelfGuideConfig,
     XclrConfig,
 )
 
@@ -59,8 +60,8 @@ CONFIGS = {
     "guide by either": guide_config("either", 0.9),
     "guide by pairs": guide_config("cross", 0.3),
     "guide by pairs, relative": guide_config("cross", 0.5, True),
-    "self-guide": rule_config("self-guide", guide=GuideConfig(margin=0.2)),
-    "self-guide, relative": rule_config("self-guide", guide=GuideConfig("text", 0.5, True)),
+    "self-guide": rule_config("self-guide", self_guide=SelfGuideConfig(0.2)),
+    "self-guide, relative": rule_config("self-guide", self_guide=SelfGuideConfig(0.5, True)),
     "features": rule_config("features", features=FeaturesConfig(0.3, 2)),
     "features, mean similarities": rule_config(
         "features", teacher_mean="similarities", image_teacher_weights=(3, 1)
@@ -225,6 +226,8 @@ class Loops:
 
     def _kept(self, modality, i, student):
         guide = self.config.guide
+        if self.config.rule == "self-guide":
+            guide = self.config.self_guide
         position = self.present.index(i)
 
         def by(cosines):
@@ -393,7 +396,9 @@ def test_a_guide_takes_out_some_false_negatives_and_no_positive(name):
     )
     assert guided < everything
     all_leave = replace(
-        CONFIGS[name], guide=replace(CONFIGS[name].guide, margin=2.0, relative=False)
+        CONFIGS[name],
+        guide=replace(CONFIGS[name].guide, margin=2.0, relative=False),
+        self_guide=SelfGuideConfig(2.0),
     )
     assert 0 < data.run(make_loss(all_leave))[0].rule < guided
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cusa.train.loss.config import LossConfig
-from cusa.train.loss.rules.settings import GuideConfig
+from cusa.train.loss.rules.settings import GuideConfig, SelfGuideConfig
 from cusa.train.loss.rules.tile import Tile
 
 # Cosines that are equal but for rounding, such as those of two copies of a caption, are not greater
@@ -50,17 +50,19 @@ def self_guide_mask(
 ) -> Tensor:
     """Return ``guide``'s mask by the student's own cosines, without a gradient: no teacher.
 
+    ``s_ii`` is then the student's cosine of the true pair. The settings are ``loss.self_guide``.
+
     Returns:
         bool ``[n, M]``: which candidates stay.
     """
     assert tile.student is not None, "the caller gives the student's cosines"
-    return _stays(tile.student, tile, loss_config.guide)
+    return _stays(tile.student, tile, loss_config.self_guide)
 
 
 def _stays(
     cosines: Tensor,
     tile: Tile,
-    guide: GuideConfig,
+    guide: GuideConfig | SelfGuideConfig,
 ) -> Tensor:
     """Return which candidates are positives, or not too much like the true pair: ``[n, M]``."""
     true_pairs = cosines.diagonal(tile.queries.start)

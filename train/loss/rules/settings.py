@@ -85,17 +85,32 @@ class DrSigmoidConfig:
 
 @settings
 class GuideConfig:
-    """Settings of the rules guide and self-guide.
+    """Settings of the rule guide.
 
     Attributes:
-        teacher: Whose cosines tell false negatives, in guide alone: the image teacher's, the text
-            teacher's, those of both at once, of either, or the cross-modal teacher's.
+        teacher: Whose cosines tell false negatives: the image teacher's, the text teacher's, those
+            of both at once, of either, or the cross-modal teacher's.
         margin: How far below the cosine of the true pair a candidate's may be to leave.
         relative: Whether the margin is a share of the true pair's cosine.
     """
 
     teacher: GuideTeacher = "text"
     margin: Number = Field(default=0.1, ge=-2, le=2)
+    relative: Flag = False
+
+
+@settings
+class SelfGuideConfig:
+    """Settings of the rule self-guide.
+
+    Attributes:
+        margin: How far below the cosine of the true pair a candidate's may be to leave; below 0,
+            how far above. At the beginning of training, all cosines are alike: a margin above 0
+            would take out all negatives.
+        relative: Whether the margin is a share of the true pair's cosine.
+    """
+
+    margin: Number = Field(default=-0.1, ge=-2, le=2)
     relative: Flag = False
 
 
