@@ -41,6 +41,12 @@ from cusa.screen.console import print_plain
     help="Number of images to search for these pairs.",
 )
 @click.option("--seed", type=NOT_NEGATIVE, default=0, help="Seed of the batches and of the sample.")
+@click.option(
+    "--judgements",
+    type=PATH,
+    help="People's judgements of the split's pairs, in the form of Flickr8k's "
+    "CrowdFlowerAnnotations.txt: recommends a temperature for each teacher.",
+)
 @click.option("--image-root", type=PATH, help="Folder of the images, if not the store's own.")
 @click.option(
     "--out",
@@ -50,7 +56,7 @@ from cusa.screen.console import print_plain
 )
 @JSON_OPTION
 def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings: Any) -> None:
-    """Show how sharp the soft labels are, and likely false negatives.
+    """Show how sharp the soft labels are, likely false negatives, and how the teachers differ.
 
     Batches are drawn as cusa-train draws them; no model is loaded.
     """
