@@ -65,7 +65,7 @@ INNER_IMPORTS = {
         "eval/search",
     },
     "eval/evaluators/sts": {"eval/evaluators", "eval/metrics", "eval/models", "eval/report"},
-    "eval/inspection": {"eval/report"},
+    "eval/inspection": {"eval/evaluators", "eval/evaluators/judgements", "eval/report"},
     "eval/metrics": set(),
     "eval/models": {"eval/metrics"},
     "eval/report": {"eval/inspection", "eval/metrics"},

@@ -49,6 +49,12 @@ if TYPE_CHECKING:
     help="Number of images to search for these pairs.",
 )
 @click.option("--seed", type=NOT_NEGATIVE, default=0, help="Seed of the batches and of the sample.")
+@click.option(
+    "--judgements",
+    type=PATH,
+    help="People's judgements of the split's pairs, in the form of Flickr8k's "
+    "CrowdFlowerAnnotations.txt: recommends a temperature for each teacher.",
+)
 @click.option("--image-root", type=PATH, help="Folder of the images, if not the store's own.")
 @click.option(
     "--set",
@@ -71,7 +77,7 @@ def inspect(
     loss_settings: tuple[str, ...],
     **settings: Any,
 ) -> None:
-    """Show how sharp the soft labels are, and likely false negatives.
+    """Show how sharp the soft labels are, likely false negatives, and how the teachers differ.
 
     Batches are drawn as cusa-train draws them; no model is loaded.
     """

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.table import Table
 
-from cusa.eval.inspection.results import FalseNegativeCount, Inspection
-from cusa.eval.inspection.soft_labels import format_figure
+from cusa.eval.inspection.results import (
+    Comparison,
+    FalseNegativeCount,
+    Inspection,
+    JudgedTemperature,
+)
+from cusa.eval.inspection.soft_labels import KINDS, format_figure
 from cusa.screen.console import console, print_plain
 
 
@@ -35,6 +41,65 @@ def print_inspection(inspection: Inspection) -> None:
         f"likely duplicates: {inspection.n_duplicates:,} pairs among "
         f"{inspection.n_searched:,} images"
     )
+    if inspection.comparison is not None:
+        screen.print(_teachers_table(inspection.comparison))
+        screen.print(_teacher_pairs_table(inspection.comparison))
+    if inspection.temperatures:
+        screen.print(_temperatures_table(inspection.temperatures))
+
+
+def _teachers_table(comparison: Comparison) -> Table:
+    temperatures = list(comparison.teachers[0].sharpness)
+    columns = [f"tau_s {tau:g}" for tau in temperatures]
+    table = Table("teacher", "of", *columns, title="all teachers: perplexity of the soft labels")
+    for teacher in comparison.teachers:
+        cells = [teacher.name, KINDS[teacher.kind]]
+        for tau in temperatures:
+            cells.append(format_figure(teacher.sharpness[tau].perplexity, 1))
+        table.add_row(*cells)
+    return table
+
+
+def _teacher_pairs_table(comparison: Comparison) -> Table:
+    table = Table("teachers", "Spearman", "nearest in common", "only the first", "only the second")
+    table.title = "agreement of each two teachers"
+    table.caption = (
+        "only: of the most similar 1 % of pairs of different images by one teacher, those that the "
+        "other finds less similar than most; nearest in common: by chance in brackets"
+    )
+    for pair in comparison.pairs:
+        agreement = pair.agreement
+        overlap = format_figure(100 * agreement.overlap, 1)
+        chance = format_figure(100 * agreement.chance, 1)
+        table.add_row(
+            f"{pair.first}, {pair.second}",
+            format_figure(agreement.spearman, 3),
+            f"{overlap} % ({chance} %)",
+            f"{format_figure(100 * pair.only_first, 1)} %",
+            f"{format_figure(100 * pair.only_second, 1)} %",
+        )
+    return table
+
+
+def _temperatures_table(temperatures: Sequence[JudgedTemperature]) -> Table:
+    captions = temperatures[0].captions
+    judged = temperatures[0].pairs
+    table = Table("teacher", "of", "tau_s", "95 % interval", "cross entropy", "at tau_s 1")
+    table.title = "temperatures that people's judgements support"
+    table.caption = (
+        f"{judged:,} judged pairs of {captions:,} captions; people's own entropy "
+        f"{temperatures[0].people:.3f}"
+    )
+    for fitted in temperatures:
+        table.add_row(
+            fitted.name,
+            KINDS[fitted.kind],
+            f"{fitted.tau:.2g}",
+            f"{fitted.low:.2g} to {fitted.high:.2g}",
+            f"{fitted.cross_entropy:.3f}",
+            f"{fitted.at_one:.3f}",
+        )
+    return table
 
 
 def _sharpness_table(inspection: Inspection) -> Table:

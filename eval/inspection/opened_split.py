@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,22 @@ class OpenedSplit:
     caption_rows: np.ndarray
     n_images: int
     image_root: Path
+
+    def batches(self, n_batches: int) -> Iterator[np.ndarray]:
+        """Yield the pairs of the first batches of a run, in as many epochs as that takes.
+
+        Args:
+            n_batches: How many batches.
+
+        Returns:
+            int64 ``[B]`` each.
+        """
+        for number in range(n_batches):
+            self.order.epoch, batch_number = divmod(number, len(self.order))
+            # A new epoch has a new order.
+            if batch_number == 0:
+                epoch_batches = list(self.order)
+            yield epoch_batches[batch_number]
 
     def read_pair(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cusa.eval.inspection.batch_figures import (
     Agreement,
@@ -15,6 +15,8 @@ from cusa.eval.inspection.batch_figures import (
 from cusa.eval.inspection.target_figures import TargetFigures
 from cusa.eval.report.gallery import Item
 from cusa.train.loss.config import LossConfig
+
+TeacherKind = Literal["image", "text", "cross"]
 
 # Keys in the JSON output that differ from the names of the fields.
 _JSON_NAMES = {
@@ -46,6 +48,7 @@ class Settings:
             seed.
         image_root: Folder of the images; ``None`` for the store's own.
         loss: Settings of a loss whose targets are measured, too; ``None`` for none.
+        judgements: File of people's judgements of the split's pairs, to fit temperatures to.
     """
 
     split: str = "train"
@@ -59,6 +62,7 @@ class Settings:
     seed: int = 0
     image_root: Path | None = None
     loss: LossConfig | None = None
+    judgements: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,86 @@ class StrongPair:
 
 
 @dataclass(frozen=True)
+class ComparedTeacher:
+    """A teacher among those that are compared.
+
+    Attributes:
+        name: Its name in the store.
+        kind: ``"image"``, ``"text"`` or ``"cross"``.
+        model_id: Name of its model.
+        sharpness: Sharpness of its soft labels by temperature.
+    """
+
+    name: str
+    kind: TeacherKind
+    model_id: str
+    sharpness: dict[float, Sharpness]
+
+
+@dataclass(frozen=True)
+class TeacherPair:
+    """Two teachers.
+
+    Attributes:
+        first: Name of a teacher.
+        second: Name of the other one.
+        agreement: How far they agree.
+        only_first: Of the likely false negatives of the first, the share that the second does not
+            see, 0 to 1; see :func:`.seen_by_one`.
+        only_second: Of those of the second, the share that the first does not see.
+    """
+
+    first: str
+    second: str
+    agreement: Agreement
+    only_first: float
+    only_second: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of all teachers of a split.
+
+    Attributes:
+        teachers: The teachers.
+        pairs: Each two of them.
+    """
+
+    teachers: tuple[ComparedTeacher, ...]
+    pairs: tuple[TeacherPair, ...]
+
+
+@dataclass(frozen=True)
+class JudgedTemperature:
+    """The temperature at which a teacher's soft labels fit people's judgements best.
+
+    Attributes:
+        name: Name of the teacher.
+        kind: ``"image"``, ``"text"`` or ``"cross"``.
+        tau: The temperature.
+        low: Lower end of a 95 % interval for it, from resampled captions.
+        high: Its upper end.
+        cross_entropy: Cross entropy of people's labels and the soft labels at that temperature, in
+            nats per caption.
+        at_one: The same at temperature 1.
+        people: Entropy of people's labels, below which no soft labels can get.
+        captions: Number of captions.
+        pairs: Number of judged pairs.
+    """
+
+    name: str
+    kind: TeacherKind
+    tau: float
+    low: float
+    high: float
+    cross_entropy: float
+    at_one: float
+    people: float
+    captions: int
+    pairs: int
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The result of an inspection; figures are NaN if there is nothing to average.
 
@@ -121,6 +205,9 @@ class Inspection:
             the modality of the queries.
         strongest: The most similar pairs by ranking (``"image"``, ``"text"``, ``"both"``), most
             similar first.
+        comparison: Comparison of all teachers of the split; ``None`` if there are but two.
+        temperatures: The temperatures that people's judgements support, by teacher; empty without
+            judgements.
     """
 
     dataset: str
@@ -137,6 +224,8 @@ class Inspection:
     n_duplicates: int
     targets: dict[str, dict[str, TargetFigures]]
     strongest: dict[str, tuple[StrongPair, ...]]
+    comparison: Comparison | None = None
+    temperatures: tuple[JudgedTemperature, ...] = ()
 
 
 def to_json(value: Any) -> Any:

@@ -24,6 +24,7 @@ from cusa.eval.inspection.batch_figures import (
     mean_figures,
     sharpness,
 )
+from cusa.eval.inspection.judged_temperature import JudgedTemperature, judged_temperatures
 from cusa.eval.inspection.opened_split import OpenedSplit, open_split
 from cusa.eval.inspection.pair_search import (
     DUPLICATE_COSINE,
@@ -35,14 +36,18 @@ from cusa.eval.inspection.pair_search import (
     strongest_pairs,
 )
 from cusa.eval.inspection.results import Inspection, Settings, TeacherFigures
+from cusa.eval.inspection.split_teachers import teachers_of_split
 from cusa.eval.inspection.target_figures import (
     TargetFigures,
     refuse_rules_without_targets,
     target_figures,
 )
+from cusa.eval.inspection.teacher_comparison import Comparison, compare_teachers
 from cusa.eval.report.page import write_page
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# What the teachers of each kind compare.
+KINDS = {"image": "images", "text": "captions", "cross": "images and captions"}
 COSINES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 # Captions exactly as similar as the median must count, but the same sums in another order round
@@ -77,6 +82,7 @@ def inspect(
     strongest = {}
     for ranking, positions in ranked.items():
         strongest[ranking] = tuple(split.read_pair(sample, pair) for pair in positions)
+    comparison, temperatures = _compare(store, split, settings, advance)
     return Inspection(
         dataset=store.dataset,
         settings=settings,
@@ -92,7 +98,32 @@ def inspect(
         n_duplicates=n_duplicates,
         targets=_targets(batches),
         strongest=strongest,
+        comparison=comparison,
+        temperatures=temperatures,
     )
+
+
+def _compare(
+    store: EmbeddingStore,
+    split: OpenedSplit,
+    settings: Settings,
+    advance: Advance,
+) -> tuple[Comparison | None, tuple[JudgedTemperature, ...]]:
+    """Compare all teachers of the split, if there are more than two, and with people."""
+    teachers = teachers_of_split(store, settings.split)
+    comparison = None
+    if len(teachers) > 2:
+        comparison = compare_teachers(split, teachers, settings.batches, TEMPERATURES, advance)
+    if settings.judgements is None:
+        return comparison, ()
+    temperatures = judged_temperatures(
+        store,
+        settings.split,
+        teachers,
+        settings.judgements,
+        settings.seed,
+    )
+    return comparison, temperatures
 
 
 def write_inspection(
@@ -121,6 +152,7 @@ def write_inspection(
         neighbours=min(NEIGHBOURS, inspection.settings.batch_size - 1),
         max_captions=MAX_CAPTIONS,
         number=format_figure,
+        kinds=KINDS,
     )
 
 
@@ -144,16 +176,12 @@ def _measure_batches(
     same_image_median: float,
     advance: Advance,
 ) -> _BatchFigures:
-    """Measure the first batches of a training run, in as many epochs as that takes."""
+    """Measure the first batches of a training run."""
     figures: _BatchFigures = defaultdict(list)
     least_same_image_cosine = same_image_median - _ROUNDING
     n_batches = settings.batches
-    for number in range(n_batches):
-        split.order.epoch, batch_number = divmod(number, len(split.order))
-        # A new epoch has a new order.
-        if batch_number == 0:
-            epoch_batches = list(split.order)
-        batch = split.pairs[epoch_batches[batch_number].tolist()]
+    for number, pair_numbers in enumerate(split.batches(n_batches), 1):
+        batch = split.pairs[pair_numbers]
         assert isinstance(batch.teacher_image, torch.Tensor)
         assert isinstance(batch.teacher_text, torch.Tensor)
         image_cosines = _cosines(batch.teacher_image)
@@ -175,7 +203,7 @@ def _measure_batches(
             )
         figures["same image"].append(same_image_count)
         figures["agreement"].append(agreement(image_cosines, text_cosines, image_ids))
-        advance("batches", number + 1, n_batches)
+        advance("batches", number, n_batches)
     return figures
 
 

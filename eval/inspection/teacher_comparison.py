@@ -1,0 +1,136 @@
+"""What the teachers of a split have in common, and what only one of two sees."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from cusa.eval.inspection.batch_figures import (
+    Agreement,
+    Sharpness,
+    agreement,
+    mean_figures,
+    sharpness,
+)
+from cusa.eval.inspection.opened_split import OpenedSplit
+from cusa.eval.inspection.pair_search import Advance
+from cusa.eval.inspection.results import ComparedTeacher, Comparison, TeacherPair
+from cusa.eval.inspection.split_teachers import SplitTeacher
+
+# The most similar pairs of a batch that count as likely false negatives, in a comparison of
+# teachers whose cosines have different scales.
+_STRONGEST = 0.01
+
+
+@dataclass(frozen=True)
+class _BatchComparison:
+    """Figures of one batch, by the numbers of the teachers."""
+
+    sharpness: dict[tuple[int, float], Sharpness]
+    agreement: dict[tuple[int, int], Agreement]
+    seen_by_one: dict[tuple[int, int], float]
+
+
+def compare_teachers(
+    split: OpenedSplit,
+    teachers: Sequence[SplitTeacher],
+    n_batches: int,
+    temperatures: Sequence[float],
+    advance: Advance,
+) -> Comparison:
+    """Compare teachers on the first batches of a training run.
+
+    Args:
+        split: The split, whose pairs have rows of all teachers.
+        teachers: The teachers.
+        n_batches: Number of batches to average figures over.
+        temperatures: The temperatures of the soft labels.
+        advance: Called with the progress.
+    """
+    batches = []
+    for number, pair_numbers in enumerate(split.batches(n_batches), 1):
+        images, captions = split.pairs.rows(pair_numbers)
+        similarities = [teacher.similarity(images, captions) for teacher in teachers]
+        image_ids = torch.from_numpy(images)
+        batches.append(_compare_on_batch(similarities, image_ids, temperatures))
+        advance("comparison", number, n_batches)
+
+    compared = []
+    for number, teacher in enumerate(teachers):
+        by_tau = {}
+        for tau in temperatures:
+            by_tau[tau] = mean_figures([batch.sharpness[number, tau] for batch in batches])
+        compared.append(ComparedTeacher(teacher.name, teacher.kind, teacher.model_id, by_tau))
+    pairs = []
+    for first, second in itertools.combinations(range(len(teachers)), 2):
+        agreements = [batch.agreement[first, second] for batch in batches]
+        pair = TeacherPair(
+            first=teachers[first].name,
+            second=teachers[second].name,
+            agreement=mean_figures(agreements),
+            only_first=_mean([batch.seen_by_one[first, second] for batch in batches]),
+            only_second=_mean([batch.seen_by_one[second, first] for batch in batches]),
+        )
+        pairs.append(pair)
+    return Comparison(tuple(compared), tuple(pairs))
+
+
+def _compare_on_batch(
+    similarities: Sequence[torch.Tensor],
+    image_ids: torch.Tensor,
+    temperatures: Sequence[float],
+) -> _BatchComparison:
+    sharpness_of_teachers = {}
+    for number, similarity in enumerate(similarities):
+        for tau in temperatures:
+            sharpness_of_teachers[number, tau] = sharpness(similarity, image_ids, tau)
+    agreements = {}
+    one_sided = {}
+    for first, second in itertools.permutations(range(len(similarities)), 2):
+        matrices = (similarities[first], similarities[second])
+        one_sided[first, second] = seen_by_one(*matrices, image_ids)
+        if first < second:
+            agreements[first, second] = agreement(*matrices, image_ids)
+    return _BatchComparison(sharpness_of_teachers, agreements, one_sided)
+
+
+def seen_by_one(
+    similarity: torch.Tensor,
+    other_similarity: torch.Tensor,
+    image_ids: torch.Tensor,
+) -> float:
+    """Return the share of a teacher's likely false negatives that another one does not see.
+
+    Likely false negatives are here the most similar 1 % of the batch's pairs of different images
+    (at least one), since the cosines of two teachers have different scales. The other one does not
+    see a pair that it finds less similar than half of these pairs.
+
+    Args:
+        similarity: float ``[B, B]``: cosines of the teacher.
+        other_similarity: float ``[B, B]``: cosines of the other one.
+        image_ids: int64 ``[B]``: the image of each pair.
+
+    Returns:
+        The share, 0 to 1; NaN if the batch holds one image only.
+    """
+    different_images = image_ids[:, None] != image_ids
+    each_pair_once = different_images.triu(1)
+    cosines = similarity[each_pair_once].double().numpy()
+    other_cosines = other_similarity[each_pair_once].double().numpy()
+    if not len(cosines):
+        return math.nan
+    n_strongest = max(1, round(_STRONGEST * len(cosines)))
+    strongest = np.argsort(-cosines, kind="stable")[:n_strongest]
+    is_unseen = other_cosines[strongest] < np.median(other_cosines)
+    return float(is_unseen.mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    measured = [value for value in values if not math.isnan(value)]
+    return fmean(measured or [math.nan])
