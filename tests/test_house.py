@@ -24,6 +24,7 @@ ROOMS = set(MAY_IMPORT)
 INNER_IMPORTS = {
     "data": {"data/demo_set", "data/readers"},
     "data/demo_set": {"data"},
+    "data/encoders": {"data"},
     "data/foreign": {"data"},
     "data/objects": {"data"},
     "data/readers": {"data"},

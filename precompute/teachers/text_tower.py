@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cusa.data.errors import TeacherError
+from cusa.data.encoders.sentence_models import counts_tokens
+from cusa.data.errors import WEIGHTS, TeacherError
 from cusa.data.hub import has_file, locate
 from cusa.data.pretrained import lacking, load_config, load_embedding_model
 from cusa.data.tokenization import load_tokenizer, text_padding, token_limit, tokenized
 from cusa.precompute.teachers.base import (
     FEATURE,
-    WEIGHTS,
     Teacher,
     default_batch_size,
     each_tensor,
@@ -131,11 +131,6 @@ def _described(
         "padding": padding,
         "tokenizer_sha256": tokenizer_digest(tokenizer),
     }
-
-
-def counts_tokens(tokenizer: Any) -> bool:
-    """Return whether a tokeniser is one of transformers, which can count uncut tokens."""
-    return hasattr(tokenizer, "all_special_ids")
 
 
 def token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
