@@ -11,7 +11,8 @@ import torch
 from cusa.data.encoders.sentence_folder import module_path, refuse_missing_weights, refuse_own_code
 from cusa.data.errors import CusaError
 from cusa.data.hub import cached_snapshot, locate
-from cusa.data.pretrained import one_line_load_errors, refuse_damaged_pickles, refuse_not_finite
+from cusa.data.pickled_weights import refuse_damaged_pickles
+from cusa.data.pretrained import one_line_load_errors, refuse_not_finite
 from cusa.data.quiet import quiet_transformers
 from cusa.data.tokenization import position_limit, prepare_tokenizer
 

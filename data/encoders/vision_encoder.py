@@ -56,6 +56,28 @@ def refuse_missing(
     return lacks_pooler
 
 
+def refuse_other_models(model: Any, error_class: type[CusaError]) -> None:
+    """Refuse models that are not image encoders: generative models, detectors, text models.
+
+    Args:
+        model: A model of transformers.
+        error_class: Class of the error to raise.
+
+    Raises:
+        CusaError: An ``error_class``.
+    """
+    if is_dual_encoder(model):
+        return
+    name = type(model).__name__
+    if model.main_input_name != PIXELS:
+        problem = f"takes {model.main_input_name}, not pixels"
+    elif getattr(model.config, "is_encoder_decoder", False) or hasattr(model, "get_image_features"):
+        problem = "is more than an image encoder"
+    else:
+        return
+    raise error_class(f"{name} {problem}; use another model for images", name=name)
+
+
 def named_inputs(inputs: Any) -> NamedTensors:
     """Return a batch of images of one size, as tensors by name."""
     if isinstance(inputs, Mapping):

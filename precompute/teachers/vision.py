@@ -19,6 +19,7 @@ from cusa.data.encoders.vision_encoder import (
     is_dual_encoder,
     named_inputs,
     refuse_missing,
+    refuse_other_models,
 )
 from cusa.data.errors import TeacherError, first_line
 from cusa.data.hub import locate
@@ -59,7 +60,7 @@ def load_vision(
         files = locate(source, TeacherError)
         model, missing = load_embedding_model(files)
         lacks_pooler = refuse_missing(source, missing, TeacherError)
-        _refuse_other_models(model)
+        refuse_other_models(model, TeacherError)
         preprocess = HuggingFaceTransform(load_image_processor(files), _input_names(model))
         model = model.eval().to(device)
 
@@ -114,20 +115,6 @@ def probed_encoder(
             f"({first_line(error)}); check preprocessor_config.json, or use another model",
             name=source,
         ) from None
-
-
-def _refuse_other_models(model: Any) -> None:
-    """Refuse models that are not image encoders: generative models, detectors, text models."""
-    if is_dual_encoder(model):
-        return
-    name = type(model).__name__
-    if model.main_input_name != PIXELS:
-        problem = f"takes {model.main_input_name}, not pixels"
-    elif getattr(model.config, "is_encoder_decoder", False) or hasattr(model, "get_image_features"):
-        problem = "is more than an image encoder"
-    else:
-        return
-    raise TeacherError(f"{name} {problem}; use another model as image teacher", name=name)
 
 
 class HuggingFaceTransform:
