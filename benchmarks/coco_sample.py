@@ -58,8 +58,9 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, f
     ).fit()
     seconds = time.perf_counter() - started
     loaded = load_trained(run_dir, "last")
-    encoders = settings["student"]["image_encoder"], settings["student"]["text_encoder"]
-    sources = student_sources(EmbeddingStore(store), "val", config, encoders, processors=None)
+    student = settings["student"]
+    encoders = {"image": student["image_encoder"], "text": student["text_encoder"]}
+    sources = student_sources(EmbeddingStore(store), "val", config, encoders)
     metrics, _ = measure_split(encode_split(loaded.student, sources, "cpu"), sources.split, "uni")
     heads = metrics["heads"]
     return {

@@ -74,12 +74,10 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, d
     )
     trainer.fit()
     student = load_trained(run_dir, "best").student
-    encoders = tuple(stored.name for stored in trainer.setup.provenance.encoders.values())
+    encoders = trainer.setup.provenance.encoder_names
     figures: dict[str, dict[str, float]] = {}
     for split in ("val", "test"):
-        sources = student_sources(
-            EmbeddingStore(store), split, trainer.setup.config, encoders, processors=None
-        )
+        sources = student_sources(EmbeddingStore(store), split, trainer.setup.config, encoders)
         metrics, _ = measure_split(encode_split(student, sources, "cpu"), sources.split, "uni")
         figures[split] = {name: _figure(metrics["heads"], path) for name, path in FIGURES.items()}
     return figures

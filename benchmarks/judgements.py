@@ -59,8 +59,9 @@ def measure(
     Trainer(config, processes, 0, run_dir, False, validation_scores=validation_scores).fit()
     loaded = load_trained(run_dir, "best")
     store = EmbeddingStore(store_file)
-    encoders = settings["student"]["image_encoder"], settings["student"]["text_encoder"]
-    sources = student_sources(store, "test", config, encoders, processors=None)
+    student = settings["student"]
+    encoders = {"image": student["image_encoder"], "text": student["text_encoder"]}
+    sources = student_sources(store, "test", config, encoders)
     embeddings = encode_split(loaded.student, sources, "cpu")
     view, skipped = store.split("test"), store.skipped("test")
     split = EvaluatedSplit(store.dataset, view, store.image_root, *skipped, store)

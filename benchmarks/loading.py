@@ -56,8 +56,8 @@ from cusa.data.worker_pool import WorkerPool
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.sources import student_sources
-from cusa.train.student import Processors
 from cusa.train.teacher_set import TeacherSet
+from cusa.train.towers.processors import ImageProcessing, Processors, Tokenization
 
 from timing import in_turns, seconds
 
@@ -195,9 +195,10 @@ def save_processors(folder: Path) -> Processors:
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, model_max_length=77, **special)
-    found = Processors(CLIPImageProcessorPil(), tokenizer, 77, "longest")
-    found.save(folder)
-    return found
+    image_processor = CLIPImageProcessorPil()
+    image_processor.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Processors(ImageProcessing(image_processor), Tokenization(tokenizer, 77, "longest"))
 
 
 class Part:
@@ -294,7 +295,7 @@ def main(
     with folder_of(store) as folder:
         opened = EmbeddingStore(coco_size_store(folder, images, n_images))
         processors = save_processors(folder / "clip")
-        sources = student_sources(opened, "train", Config(), (), processors)
+        sources = student_sources(opened, "train", Config(), {}, processors)
         teachers = (opened.embeddings("unicom", "train"), opened.embeddings("mpnet", "train"))
         used = TeacherSet(teachers[:1], teachers[1:])
         pairs = {"without": Pairs(*sources, TeacherSet()), "with": Pairs(*sources, used)}

@@ -39,7 +39,7 @@ import click
 from loading import machine
 from rich.console import Console
 from rich.table import Table
-from set_reading import UndecodedInputs
+from set_reading import UndecodedImages, undecoded_inputs
 from tar_sets import make_rows, make_tars
 
 from cusa.data.images import load_image
@@ -61,13 +61,12 @@ TEACHERS = ("eyes", "words")
 URL = f"s3://{BUCKET}"
 
 
-@dataclass(frozen=True)
-class DecodedInputs(UndecodedInputs):
-    """Pictures, decoded, and captions."""
+class DecodedImages(UndecodedImages):
+    """Pictures, decoded."""
 
-    def images(self, rows: Any) -> Any:
+    def read(self, rows: Any) -> Any:
         """Decode pictures."""
-        return [load_image(Path("picture"), content) for content in super().images(rows)]
+        return [load_image(Path("picture"), content) for content in super().read(rows)]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Reading:
     def __call__(self) -> None:
         """Read."""
         tar_set = TarSet(self.location, Path(self.tars))
-        inputs = DecodedInputs() if self.decodes else UndecodedInputs()
+        inputs = undecoded_inputs(DecodedImages() if self.decodes else None)
         source: Any = InPlace(tar_set, TEACHERS, reads_images=True)
         if self.is_copied:
             source = TarCache(tar_set, None, 0, TEACHERS, needs_images=True)

@@ -4,11 +4,14 @@ run.
     python benchmarks/resume.py --kills 50 --out benchmarks/results/resume.json
     python benchmarks/resume.py --kills 50 --tars --out benchmarks/results/resume_tars.json
     python benchmarks/resume.py --kills 50 --tars --cache --out benchmarks/results/resume_cache.json
+    python benchmarks/resume.py --kills 60 --towers --out benchmarks/results/resume_towers.json
 
 Two kinds of run: the adapter, with dropout, on a made-up store, and (every fourth) a tiny CLIP from
 image files with two reading processes; with --tars, both on a set of tars, in two streams of two
 tars, the adapter with one reading process; with --cache, from copies (data.cache), few of which are
-kept. Each is a process of its own, forked from this one, which has the libraries loaded already. It
+kept. With --towers, in turn: a half-stored student (CLIP's image tower trained, captions stored), a
+CLIP with LoRA adapters, one whose image tower is frozen, and an adapter with two image teachers.
+Each is a process of its own, forked from this one, which has the libraries loaded already. It
 is killed (SIGKILL) after a random time; before a random step; at a random file operation (opening,
 renaming, removing, flushing, making a folder); or in the middle of writing a file, at a random
 byte. Then the same command with --resume goes on, and is killed again at even odds. At its end the
@@ -39,7 +42,7 @@ from loading import machine
 from rich.console import Console
 from rich.table import Table
 
-SMOKE = ("--kills 2", "--kills 1 --tars --cache")
+SMOKE = ("--kills 2", "--kills 1 --tars --cache", "--kills 1 --towers")
 CLIP_SHARE = 4  # one run in so many
 STARTING = "starting"
 
@@ -338,6 +341,43 @@ def make_args(
     }
 
 
+def make_tower_args(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
+    """A store of pictures with two image teachers, and cusa-train's arguments by student."""
+    from tests.helpers import make_pairs, make_tiny_clip, make_tiny_sentence, make_tiny_vit, run_ok
+
+    clip = make_tiny_clip(folder / "clip")
+    manifest = make_pairs(folder / "data", n=40, n_val=8)
+    teachers: list[str] = []
+    models = {"clip": clip, "vit": make_tiny_vit(folder / "vit")}
+    models["words"] = make_tiny_sentence(folder / "words")
+    for name, model in models.items():
+        teachers += ["--teacher", f"{name}={model}"]
+    store = folder / "store.h5"
+    run_ok("precompute", "--dataset", manifest, *teachers, "--workers", "0", "--out", store)
+    common = ["--embeddings", str(store), "--set", "train.log_every=1", "--device", "cpu"]
+    common += ["--epochs", "3", "--batch-size", "8", "--checkpoint-steps", "3", "--lr", "0.001"]
+    common += ["--warmup", "0", "--set", "student.embed_dim=16", "--set", "student.hidden_dim=64"]
+    one_teacher = ["--image-teacher", "vit"]
+    students = {
+        "half-stored": ["--set", f"student.image=hf:{clip}", "--set", "student.text=stored"],
+        "lora": ["--student", str(clip), "--set", "student.lora.towers=[image,text]"],
+        "frozen": ["--student", str(clip), "--freeze", "image"],
+        "two teachers": ["--student", "adapter", "--image-encoder", "clip"],
+    }
+    arguments = {}
+    for name, options in students.items():
+        teacher_options = one_teacher
+        if name == "two teachers":
+            teacher_options = [*one_teacher, "--image-teacher", "clip"]
+        workers = ["--workers", "0" if name == "two teachers" else "2"]
+        arguments[name] = [*common, *options, *teacher_options, *workers]
+
+    def for_run(name: str) -> Callable[[Path], list[str]]:
+        return lambda run_dir: [*arguments[name], "--run-dir", str(run_dir)]
+
+    return {name: for_run(name) for name in students}
+
+
 def make_stores(folder: Path, clip: Path) -> tuple[Path, Path]:
     """A store of made-up rows, and one of pictures and captions in files."""
     from tests.helpers import make_pairs, make_store, make_tiny_sentence, run_ok
@@ -379,8 +419,11 @@ def load_libraries() -> None:
 @click.option("--seed", default=0)
 @click.option("--tars", "are_tars", is_flag=True, help="Train on a set of tars.")
 @click.option("--cache", "are_copied", is_flag=True, help="Read them from copies.")
+@click.option("--towers", "are_towers", is_flag=True, help="Train students of other towers.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(kills: int, seed: int, are_tars: bool, are_copied: bool, out: Path | None) -> None:
+def main(
+    kills: int, seed: int, are_tars: bool, are_copied: bool, are_towers: bool, out: Path | None
+) -> None:
     """Kill and resume; print the counts."""
     load_libraries()
     rng = random.Random(seed)
@@ -389,12 +432,18 @@ def main(kills: int, seed: int, are_tars: bool, are_copied: bool, out: Path | No
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         forked = Runs(folder / "log")
+        if are_towers:
+            arguments = make_tower_args(folder)
+            in_turn = list(arguments)
+        else:
+            arguments = make_args(folder, are_tars, are_copied)
+            in_turn = ["adapter"] * (CLIP_SHARE - 1) + ["clip"]
         students = {
             student: undisturbed(forked, args, folder / f"whole-{student}")
-            for student, args in make_args(folder, are_tars, are_copied).items()
+            for student, args in arguments.items()
         }
         while done < kills:
-            student = "clip" if len(runs) % CLIP_SHARE == CLIP_SHARE - 1 else "adapter"
+            student = in_turn[len(runs) % len(in_turn)]
             found = disturbed(forked, students[student], folder / "disturbed", rng, kills - done)
             if found["wrong"]:
                 found["log"] = (folder / "log").read_text()[-1000:]

@@ -152,8 +152,9 @@ def rsum(settings: dict[str, Any], make_order: Any, run_dir: Path) -> float:
     data.order = make_order(len(data.pairs), data.pairs_per_step, config.train.seed)
     trainer.fit()
     store = EmbeddingStore(settings["data"]["embeddings"])
-    encoders = settings["student"]["image_encoder"], settings["student"]["text_encoder"]
-    sources = student_sources(store, "val", config, encoders, processors=None)
+    student = settings["student"]
+    encoders = {"image": student["image_encoder"], "text": student["text_encoder"]}
+    sources = student_sources(store, "val", config, encoders)
     return validation_scores(encode_split(trainer.setup.step.student, sources, "cpu"))["rsum"]
 
 

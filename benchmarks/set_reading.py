@@ -24,7 +24,6 @@ import json
 import statistics
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ from cusa.data.worker_pool import WorkerPool
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.sources import student_sources
-from cusa.train.tars.inputs import TarFileInputs, TarInputs, TarRows
+from cusa.train.tars.inputs import TarInputs, TarRows, tar_inputs
 from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.source import InPlace
 from cusa.train.tars.supply import TarSupply
@@ -114,27 +113,31 @@ def make_set(folder: Path, store: EmbeddingStore, n_tars: int) -> TarSet:
     return TarSet(set_folder)
 
 
-@dataclass(frozen=True)
-class UndecodedInputs:
-    """The bytes of pictures and captions."""
+class UndecodedImages:
+    """The bytes of pictures."""
 
-    teachers = ()
-    encoders = ()
-    reads_images = True
-
-    def images(self, rows: Sequence[TarRows]) -> Any:
+    def read(self, rows: Sequence[TarRows]) -> Any:
         """Read files of pictures."""
         files = []
         for in_tar in rows:
             files += map(in_tar.tar.image, in_tar.image_rows.tolist())
         return files
 
-    def texts(self, rows: Sequence[TarRows]) -> Any:
+
+class UntokenizedCaptions:
+    """Captions as they are."""
+
+    def read(self, rows: Sequence[TarRows]) -> Any:
         """Read captions."""
         captions = []
         for in_tar in rows:
             captions += in_tar.tar.captions[in_tar.caption_rows]
         return captions
+
+
+def undecoded_inputs(images: Any = None) -> TarInputs:
+    """Files of pictures, or what ``images`` reads, and captions; no row of a teacher."""
+    return TarInputs(images or UndecodedImages(), UntokenizedCaptions(), (), (), reads_images=True)
 
 
 class Batches:
@@ -222,17 +225,17 @@ def main(
         tar_set = make_set(folder, opened, n_tars)
         paths = [str(tar_set.tar_path(name)) for name in tar_set.manifest.names]
         processors = save_processors(folder / "clip")
-        sources = student_sources(opened, "train", Config(), (), processors)
+        sources = student_sources(opened, "train", Config(), {}, processors)
         image_rows, text_rows = [opened.embeddings(name, "train") for name in TEACHERS]
         teachers = TeacherSet((image_rows,), (text_rows,))
-        decoded = TarFileInputs(processors, Config().data.normalizer, tuple(TEACHERS))
+        decoded = tar_inputs({}, processors, Config().data.normalizer, tuple(TEACHERS))
         files = Batches(
             Pairs(*sources, teachers), EpochOrder(n_images, batch_size, seed=0), batches
         )
         ways: dict[str, Callable[[], None]] = {
-            "set": SetBatches(tar_set, UndecodedInputs(), batch_size, None),
+            "set": SetBatches(tar_set, undecoded_inputs(), batch_size, None),
             "set, first epoch": SetBatches(
-                tar_set, UndecodedInputs(), batch_size, None, is_first_epoch=True
+                tar_set, undecoded_inputs(), batch_size, None, is_first_epoch=True
             ),
             "webdataset": read_webdataset(paths, []),
             "webdataset with_teachers": read_webdataset(paths, [with_teachers(tar_set)]),

@@ -154,7 +154,7 @@ def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
     )
     if way == "live":
         sources = student_sources(
-            trainer.setup.store, "train", trainer.setup.config, (), trainer.setup.processors
+            trainer.setup.store, "train", trainer.setup.config, {}, trainer.setup.towers.processors
         )
         trainer.setup.data.pairs = Pairs(*sources, TeacherSet())
         trainer.setup.step.register_forward_pre_hook(LiveTeachers(trainer, setting.live_layers))

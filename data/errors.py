@@ -10,6 +10,8 @@ from typing import Self
 
 # ``location`` of an error that a model's own code raised on its inputs.
 FORWARD_PASS = "forward pass"
+# The same, if some of a model's weights are missing.
+WEIGHTS = "weights"
 # Characters of a message, at most.
 LONGEST_LINE = 2000
 _LEFT_OUT = " […] "

@@ -173,3 +173,16 @@ def has_file(source: str, name: str) -> bool:
     from huggingface_hub import file_exists
 
     return bool(file_exists(source, name))
+
+
+def load_advice(source: str, option: str) -> str:
+    """Return what the user should do about a model that does not load.
+
+    Args:
+        source: Its folder or hub name.
+        option: How to give its folder instead, such as ``"--teacher NAME=FOLDER"``.
+    """
+    if Path(source).exists():
+        return "repair the files in its folder, or download them again"
+    download = f"hf download {source} --local-dir FOLDER where there is a network"
+    return f"pass its folder: {option} ({download})"

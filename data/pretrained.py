@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cusa.data.errors import CusaError, FileFormatError, first_line
+from cusa.data.errors import CusaError, FileFormatError
 from cusa.data.image_transform import refuse_narrow
 from cusa.data.parsing import read_json
+from cusa.data.pickled_weights import refuse_damaged_pickles
 from cusa.data.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -166,49 +166,15 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_damaged_pickles(folder: Path) -> None:
-    """Refuse pickled weights whose archive is damaged or compressed; torch.save never compresses.
-
-    transformers maps these files into memory: it would read compressed bytes as weights, and it
-    verifies no checksum.
-
-    Args:
-        folder: A model's folder, searched with its subfolders. It need not exist.
-
-    Raises:
-        FileFormatError: Names the file.
-    """
-    for path in sorted(folder.rglob("*.bin")):
-        if not zipfile.is_zipfile(path):
-            continue
-        problem = _archive_problem(path)
-        if problem is not None:
-            raise FileFormatError(
-                f"{path} is damaged ({problem}); download it again, or write it with torch.save",
-                path=path,
-            )
-
-
-def _archive_problem(path: Path) -> str | None:
-    """Describe what is wrong with an archive of weights, if anything."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED:
-                    return f"{member.filename} is compressed"
-            damaged_member = archive.testzip()
-    except Exception as error:  # zipfile raises a dozen things
-        return first_line(error)
-    if damaged_member is None:
-        return None
-    return f"the checksum of {damaged_member} differs"
-
-
-def load_embedding_model(source: str) -> tuple[Any, list[str]]:
+def load_embedding_model(source: str, pretrained: bool = True) -> tuple[Any, list[str]]:
     """Load a transformers model that computes embeddings, in float32.
 
     A tower's projection is loaded with it; AutoModel would leave it out, and so return features
     before the projection instead of embeddings.
+
+    Args:
+        source: Folder or hub name.
+        pretrained: Whether to load weights; if not, they are random.
 
     Returns:
         The model, and the names of the weights that its files lack.
@@ -219,22 +185,16 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
         Exception: Whatever transformers raises for other damage.
     """
     import torch
-    import transformers
 
     config = load_config(source)
-    refuse_damaged_pickles(Path(source))
     # Masked autoencoders drop most patches at random, even in eval mode.
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0
 
-    model_class: Any = transformers.AutoModel
-    suffixes: tuple[str, ...] = ("WithProjection",)
-    if type(config) not in transformers.MODEL_MAPPING:
-        suffixes = ("WithProjection", "Model")  # such as SiglipTextModel
-    for architecture in getattr(config, "architectures", None) or ():
-        if isinstance(architecture, str) and architecture.endswith(suffixes):
-            model_class = getattr(transformers, architecture, model_class)
-
+    model_class = _embedding_class(config)
+    if not pretrained:
+        return _random_model(model_class, config), []
+    refuse_damaged_pickles(Path(source))
     # float32, whatever the checkpoint's dtype: stores record the precision, and autocast needs it.
     with quiet_transformers():
         model, report = model_class.from_pretrained(
@@ -246,6 +206,30 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
         )
     refuse_not_finite(model, source)
     return model, sorted(report["missing_keys"])
+
+
+def _embedding_class(config: Any) -> Any:
+    """Return the class of transformers that computes the embeddings of a configuration's model."""
+    import transformers
+
+    model_class: Any = transformers.AutoModel
+    suffixes: tuple[str, ...] = ("WithProjection",)
+    if type(config) not in transformers.MODEL_MAPPING:
+        suffixes = ("WithProjection", "Model")  # such as SiglipTextModel
+    for architecture in getattr(config, "architectures", None) or ():
+        if isinstance(architecture, str) and architecture.endswith(suffixes):
+            model_class = getattr(transformers, architecture, model_class)
+    return model_class
+
+
+def _random_model(model_class: Any, config: Any) -> Any:
+    """Make a model with random weights, in float32."""
+    import torch
+    import transformers
+
+    if model_class is transformers.AutoModel:
+        return model_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return model_class(config)
 
 
 def refuse_not_finite(model: torch.nn.Module, source: str) -> None:

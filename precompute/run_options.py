@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cusa.data.encoders.vision_encoder import Pooling
 from cusa.precompute.pipeline import PipelineOptions
-from cusa.precompute.teachers.base import Pooling
 
 
 @dataclass(frozen=True)

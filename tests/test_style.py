@@ -32,7 +32,6 @@ LONG_FILES = {
     "train/loss/cusa_loss.py": "one class",
     "train/loss/tiled.py": "one sweep, forward and backward",
     "train/saving/run_dir.py": "the files of a run",
-    "train/student.py": "the students",
 }
 
 

@@ -10,18 +10,16 @@ from typing import Any, NamedTuple
 from cusa.data.errors import RunError, StudentError
 from cusa.data.objects.folder import absolute_location
 from cusa.data.store.reader import EmbeddingStore
+from cusa.train.build_student import build_student, choose_trained, described_in
 from cusa.train.config import Config, DataConfig
 from cusa.train.saving.provenance import Beginning, Provenance, StoredSplit, StoredTeacher
-from cusa.train.saving.student_folder import load_saved
+from cusa.train.saving.student_folder import Origin, load_saved
 from cusa.train.saving.tensors import weights_sha256
 from cusa.train.stores import Store
-from cusa.train.student import (
-    Processors,
-    Student,
-    StudentConfig,
-    adapter_student,
-    dual_encoder_student,
-)
+from cusa.train.student import Student
+from cusa.train.student_config import MODALITIES, Modality, StudentConfig, TowerSpec
+from cusa.train.towers.lora import merge_adapters
+from cusa.train.towers.tower import Towers
 from cusa.train.used_teachers import (
     stored_teacher,
     used_teachers,
@@ -29,8 +27,6 @@ from cusa.train.used_teachers import (
     with_teachers,
 )
 from cusa.train.validation_store import refuse_other_encoders, validation_split
-
-_MODALITIES = ("image", "text")
 
 
 def resolve(
@@ -57,21 +53,58 @@ def resolve(
     fingerprints, validation = _splits_in_use(data.train_split, val_split, store, val_store)
     teachers = used_teachers(config, store)
     encoders: dict[str, StoredTeacher] = {}
-    if student.name == "adapter":
-        encoders = _stored_encoders(store, student.image_encoder, student.text_encoder)
+    encoders = _stored_encoders(store, _stored_towers(student))
     if val_store is not None:
         refuse_other_encoders(val_store, encoders)
 
-    student = _with_names(student, encoders)
-    if student.init is not None:
-        student = replace(student, init=absolute_location(student.init))
-    if Path(student.name).is_dir():
-        student = replace(student, name=absolute_location(student.name))
+    student = _resolved_student(student, encoders)
     data = with_teachers(data, teachers)
     data = replace(_with_absolute_paths(data), val_split=val_split)
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
     loss = with_logit_scales(config.loss, teachers)
     return replace(config, data=data, student=student, loss=loss), provenance
+
+
+def _stored_towers(student: StudentConfig) -> dict[Modality, str | None]:
+    """Return the teachers that settings name for stored towers; ``None``: the store's only one."""
+    wanted: dict[Modality, str | None] = {}
+    towers = student.towers
+    for modality in student.stored:
+        wanted[modality] = towers[modality].name or student.encoder(modality)
+    return wanted
+
+
+def _resolved_student(
+    student: StudentConfig,
+    encoders: Mapping[str, StoredTeacher],
+) -> StudentConfig:
+    """Fill in the names of encoders, and make paths absolute."""
+    towers = student.towers
+    changes: dict[str, Any] = {}
+    for modality in MODALITIES:
+        if getattr(student, modality) is not None:
+            tower = _resolved_tower(towers[modality], modality, encoders)
+            changes[modality] = str(tower)
+    student = _with_names(replace(student, **changes), encoders)
+    if len(changes) == len(MODALITIES):
+        student = replace(student, name=student.title)  # which neither tower is of
+    if student.init is not None:
+        student = replace(student, init=absolute_location(student.init))
+    if Path(student.name).is_dir():
+        student = replace(student, name=absolute_location(student.name))
+    return student
+
+
+def _resolved_tower(
+    tower: TowerSpec,
+    modality: Modality,
+    encoders: Mapping[str, StoredTeacher],
+) -> TowerSpec:
+    if tower.is_stored:
+        return replace(tower, name=encoders[modality].name)
+    if tower.name and Path(tower.name).is_dir():
+        return replace(tower, name=absolute_location(tower.name))
+    return tower
 
 
 def _splits_in_use(
@@ -114,19 +147,19 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
 
 def _stored_encoders(
     store: Store,
-    *wanted_names: str | None,
+    wanted_names: Mapping[Modality, str | None],
 ) -> dict[str, StoredTeacher]:
-    """Pick the image and the text encoder that settings name.
+    """Pick the encoders that settings name.
 
     Args:
         store: The store.
-        wanted_names: The image and the text encoder's names; ``None``: the store's only one.
+        wanted_names: Their names by modality; ``None``: the store's only one.
 
     Returns:
         The encoders by modality.
     """
-    chosen = {}
-    for modality, wanted in zip(_MODALITIES, wanted_names, strict=True):
+    chosen: dict[str, StoredTeacher] = {}
+    for modality, wanted in wanted_names.items():
         name = store.pick_teacher(modality, wanted, f"--{modality}-encoder")
         chosen[modality] = stored_teacher(store, name)
     return chosen
@@ -137,14 +170,12 @@ class MadeStudent(NamedTuple):
 
     Attributes:
         student: The model.
-        processors: Image processor and tokeniser; ``None`` for the adapter.
-        backbone: The transformers model within it; ``None`` for the adapter.
+        towers: Its towers.
         beginning: The trained student whose weights it starts from, if any.
     """
 
     student: Student
-    processors: Processors | None
-    backbone: Any
+    towers: Towers
     beginning: Beginning | None = None
 
 
@@ -157,7 +188,7 @@ def make_student(
 
     Args:
         config: The run's settings, resolved.
-        provenance: What the run is trained on; an adapter's sizes are those of its encoders.
+        provenance: What the run is trained on; stored towers have the sizes of its encoders.
         begun_in: The folder of the student's configuration, if the run has a checkpoint: its
             weights are loaded from there later, and none here. ``None`` for a new run.
 
@@ -166,22 +197,26 @@ def make_student(
     """
     if config.student.init is not None and begun_in is None:
         return _initial_student(Path(config.student.init), config, provenance)
-    if config.student.name == "adapter":
-        image_dim = provenance.encoders["image"].settings.dim
-        text_dim = provenance.encoders["text"].settings.dim
-        adapter = adapter_student(config.student, image_dim, text_dim)
-        return MadeStudent(adapter, processors=None, backbone=None)
-    if begun_in is not None and not (begun_in / "config.json").is_file():
-        raise RunError(
-            f"{begun_in} lacks the student's config.json; restore it, or train again in another "
-            "--run-dir",
-            path=begun_in,
-        )
-    source = str(begun_in or config.student.name)
-    student, processors, backbone = dual_encoder_student(
-        config.student, source, pretrained=begun_in is None
+    if begun_in is not None:
+        _refuse_incomplete(begun_in, config.student)
+    built = build_student(
+        config.student, provenance.row_dims, begun_in, pretrained=begun_in is None
     )
-    return MadeStudent(student, processors, backbone)
+    return MadeStudent(built.student, built.towers)
+
+
+def _refuse_incomplete(
+    folder: Path,
+    student: StudentConfig,
+) -> None:
+    """Refuse a folder that lacks what a student's models are made from."""
+    for path in described_in(folder, student):
+        if not path.is_file():
+            raise RunError(
+                f"{folder} lacks the student's {path.relative_to(folder)}; restore it, or train "
+                "again in another --run-dir",
+                path=folder,
+            )
 
 
 def _initial_student(
@@ -192,10 +227,31 @@ def _initial_student(
     """Load the trained student of ``--init``, backbone and heads."""
     saved = load_saved(path)
     origin = saved.origin
-    wanted = config.student
+    _refuse_unlike(path, origin, config.student, provenance.encoders)
+    beginning = Beginning(
+        path=str(path),
+        sha256=weights_sha256(saved.student.state_dict()),
+        dataset=origin.provenance.dataset,
+        epoch=origin.epoch,
+        step=origin.step,
+    )
+    for tower in saved.towers:
+        if tower.model is not None:
+            merge_adapters(tower.model)
+    choose_trained(saved.towers, config.student)
+    return MadeStudent(saved.student, saved.towers, beginning)
+
+
+def _refuse_unlike(
+    path: Path,
+    origin: Origin,
+    wanted: StudentConfig,
+    encoders: Mapping[str, StoredTeacher],
+) -> None:
+    """Refuse a trained student of other towers or sizes than those that settings ask for."""
     given = origin.config.student
-    setting_names = ["name", "embed_dim"]
-    if wanted.name == given.name == "adapter":
+    setting_names = ["name", "image", "text", "embed_dim"]
+    if wanted.towers == given.towers and wanted.stored:
         setting_names.append("hidden_dim")
 
     differences = []
@@ -205,24 +261,15 @@ def _initial_student(
         if value_given != value_wanted:
             differences.append(f"student.{name} ({value_given!r} / {value_wanted!r})")
     for modality, encoder in origin.provenance.encoders.items():
-        # Only adapters have encoders; if the names differ, the other student may have none.
+        # If the towers differ, the other student may have no encoder.
         if not differences:
-            differences += _unlike_encoder(encoder, provenance.encoders[modality])
+            differences += _unlike_encoder(encoder, encoders[modality])
     if differences:
         raise StudentError(
             f"--init {path} is not the student that the settings ask for: "
             f"{'; '.join(differences)}; leave these settings out, or pass another --init",
             path=path,
         )
-
-    beginning = Beginning(
-        path=str(path),
-        sha256=weights_sha256(saved.student.state_dict()),
-        dataset=origin.provenance.dataset,
-        epoch=origin.epoch,
-        step=origin.step,
-    )
-    return MadeStudent(saved.student, saved.processors, saved.backbone, beginning)
 
 
 def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:

@@ -25,6 +25,7 @@ from cusa.train.config_building import (
     parse_settings,
     refuse_hidden,
 )
+from cusa.train.default_preset import preset_of_student
 from cusa.train.length import refuse_endless_warmup
 from cusa.train.loss.config import TERMS
 from cusa.train.preset_files import load_preset
@@ -55,11 +56,16 @@ _ADDED_LATER = (
     "loss.xclr.",
     "optim.schedule",
     "optim.warmup_steps",
+    "student.freeze",
+    "student.image",
     "student.init",
+    "student.lora.",
+    "student.text",
     "train.steps",
     "train.validate_every",
 )
 _NAMING_PATHS = ("data", "student")  # sections of settings
+_TOWERS_AND_SIZES = ("name", "image", "text", "hidden_dim", "embed_dim")
 
 
 @dataclass(frozen=True)
@@ -205,8 +211,8 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
                 name="data.embeddings",
             )
         dataset = open_store(checked.data.embeddings).dataset
-        student = chosen.get("student", {}).get("name")
-        preset = default_preset(dataset, student)
+        name = chosen.get("student", {}).get("name")
+        preset = preset_of_student(dataset, name, checked.student)
     config = build_config(override(load_preset(preset), chosen))
     refuse_endless_warmup(config)
     return config
@@ -226,31 +232,11 @@ def _explicit_settings(given: Given, flags: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _initial_settings(init_path: Path) -> dict[str, Any]:
-    """Read a trained student's kind, sizes and caption normaliser."""
+    """Read a trained student's towers, sizes and caption normaliser."""
     config = load_origin(init_path).config
     student = dataclasses.asdict(config.student)
-    kind_and_sizes = {name: student[name] for name in ("name", "hidden_dim", "embed_dim")}
-    return {"student": kind_and_sizes, "data": {"normalizer": config.data.normalizer}}
-
-
-def default_preset(dataset: str, student: str | None) -> str:
-    """Name the preset of a data set and a student.
-
-    Args:
-        dataset: Name of the data set.
-        student: ``"adapter"``, or a Hugging Face dual encoder; ``None`` if none was given.
-    """
-    if dataset == "demo" and student in ("adapter", None):
-        return "demo"
-    if student == "adapter":
-        return "adapter"
-    model_size = "vit-b32"
-    if student is not None and Path(student).name == "clip-vit-large-patch14-336":
-        model_size = "vit-l14-336"
-    published_dataset = "coco"
-    if dataset == "flickr30k":
-        published_dataset = "flickr"
-    return f"paper-{published_dataset}-{model_size}"
+    towers_and_sizes = {name: student[name] for name in _TOWERS_AND_SIZES}
+    return {"student": towers_and_sizes, "data": {"normalizer": config.data.normalizer}}
 
 
 def _resumed_settings(run_dir: Path, given: Given) -> Config:
@@ -270,7 +256,7 @@ def _named_store(given: Given) -> dict[str, Any]:
 def default_run_dir(config: Config) -> Path:
     """Name a new folder under ``runs/`` for data set, student, loss, seed and the time."""
     dataset = open_store(config.data.embeddings).dataset
-    student = Path(config.student.name).name
+    student = Path(config.student.title).name.replace(":", "-")
     loss = "-".join(config.loss.term_titles)
     for loss_name, terms in TERMS.items():
         if set(terms) == set(config.loss.term_titles):

@@ -11,7 +11,7 @@ from cusa.data.errors import SettingError
 from cusa.data.worker_pool import StartMethod
 from cusa.train.loss.config import LossConfig
 from cusa.train.settings import Field, Flag, Number, Text, WholeNumber, settings
-from cusa.train.student import StudentConfig
+from cusa.train.student_config import StudentConfig
 
 GREATEST_BATCH = 1_000_000
 GREATEST_SEED = 2**63 - 1

@@ -239,12 +239,9 @@ def deciding(config: Config) -> dict[str, Any]:
 
     So they are equal to what is read from a JSON file of them.
     """
-    settings = by_full_name(dataclasses.asdict(config))
+    settings = by_full_name(_with_lists(dataclasses.asdict(config)))
     for name in _FREE:
         del settings[name]
-    for name, value in settings.items():
-        if isinstance(value, tuple):
-            settings[name] = list(value)
     return settings
 
 

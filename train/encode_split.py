@@ -71,8 +71,8 @@ def encode_split(
     was_training = student.training
     student.eval()
     try:
-        image = encoder.encode(inputs.images, student.encode_image, image_rows, "images")
-        text = encoder.encode(inputs.texts, student.encode_text, text_rows, "captions")
+        image = encoder.encode(inputs.image.read, student.encode_image, image_rows, "images")
+        text = encoder.encode(inputs.text.read, student.encode_text, text_rows, "captions")
     finally:
         student.train(was_training)
     # The image of each caption by its position among those that were encoded.

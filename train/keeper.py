@@ -61,9 +61,8 @@ class RunKeeper:
         setup = self._setup
         progress = self._progress
         is_new = progress.step == 0  # a resumed run keeps the configuration that it has
-        if is_new and setup.backbone is not None and setup.processors is not None:
-            setup.backbone.config.save_pretrained(self._best_folder)
-            setup.processors.save(self._best_folder)
+        if is_new:
+            setup.towers.save(self._best_folder)
         # The steps after the newest whole checkpoint are taken again.
         self._checkpoints.tidy(progress.step)
         self._log.trim(progress)

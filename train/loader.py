@@ -187,8 +187,8 @@ class Pairs(Dataset[Batch]):
 
         teachers = gather_rows(self._teachers, rows_of_images, rows_of_captions)
         return Batch(
-            images=self._inputs.images(image_rows),
-            texts=self._inputs.texts(caption_rows),
+            images=self._inputs.image.read(image_rows),
+            texts=self._inputs.text.read(caption_rows),
             teacher_image=teachers.image,
             teacher_text=teachers.text,
             image_ids=torch.from_numpy(image_rows),

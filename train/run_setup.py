@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,8 @@ from cusa.train.saving.run_dir import Checkpoints, begun
 from cusa.train.saving.student_folder import BEST_FOLDER
 from cusa.train.step import Footprint, TrainStep, prepare_step
 from cusa.train.stores import Store, open_store
-from cusa.train.student import Processors, Student
+from cusa.train.student import Student
+from cusa.train.towers.tower import Towers
 from cusa.train.training_data import TrainingData, data_notes, open_training_data
 from cusa.train.validation_store import open_validation_store
 
@@ -46,9 +46,7 @@ class RunSetup:
         provenance: What the run is trained on.
         resumed: The run that is resumed; ``None`` for a new run.
         step: Student and loss in one module: from a batch to its loss.
-        processors: Image processor and tokeniser of a Hugging Face student; ``None`` for the
-            adapter.
-        backbone: The transformers model within the student; ``None`` for the adapter.
+        towers: The student's towers.
         footprint: What training needs of the device's memory.
         data: What the student learns from and is validated on.
         length: The steps of the run, and those that it validates after.
@@ -63,8 +61,7 @@ class RunSetup:
     provenance: Provenance
     resumed: BegunRun | None
     step: TrainStep
-    processors: Processors | None
-    backbone: Any
+    towers: Towers
     footprint: Footprint
     data: TrainingData
     length: RunLength
@@ -107,8 +104,9 @@ def set_up_run(
         begun_in = _student_folder(run_dir, resumed)
         initial = make_student(resolved, provenance, begun_in)
         provenance = _with_beginning(provenance, initial, resumed)
+        processors = initial.towers.processors
         data = open_training_data(
-            store, val_store or store, resolved, provenance, initial.processors, processes
+            store, val_store or store, resolved, provenance, processors, processes
         )
         _refuse_useless_steps(resolved, resumed, data.steps_per_epoch)
         step = _make_step(resolved, initial.student, processes, provenance)
@@ -123,8 +121,7 @@ def set_up_run(
         provenance=provenance,
         resumed=resumed,
         step=step,
-        processors=initial.processors,
-        backbone=initial.backbone,
+        towers=initial.towers,
         footprint=footprint,
         data=data,
         length=RunLength(resolved, data.steps_per_epoch),

@@ -113,8 +113,8 @@ for others, as options and as axes of `--sweep`: {short}.
 ## Presets
 
 Without `--preset`, the data set and the student decide: `demo` for the data set of that name,
-`adapter` for `--student adapter`, and for other students the paper's setting for Flickr30K or, on
-any other data set, for COCO.
+`adapter` for `--student adapter`, `towers` where `student.image` or `student.text` is given, and
+for other students the paper's setting for Flickr30K or, on any other data set, for COCO.
 
 {presets}
 ## Settings

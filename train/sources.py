@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +11,14 @@ from cusa.data.errors import DataError
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config
-from cusa.train.student import Processors
-from cusa.train.student_inputs import FileInputs, StoredInputs, StudentInputs
+from cusa.train.student_inputs import (
+    Captions,
+    ImageFiles,
+    StoredInputs,
+    StudentInputs,
+    TowerInputs,
+)
+from cusa.train.towers.processors import NO_PROCESSORS, Processors
 
 
 class Sources(NamedTuple):
@@ -33,8 +40,8 @@ def student_sources(
     store: EmbeddingStore,
     split_name: str,
     config: Config,
-    encoders: tuple[str, ...],
-    processors: Processors | None,
+    encoders: Mapping[str, str],
+    processors: Processors = NO_PROCESSORS,
 ) -> Sources:
     """Open the readers of a student's inputs for one split.
 
@@ -42,18 +49,30 @@ def student_sources(
         store: The store.
         split_name: The split.
         config: The run's settings; the images are in ``data.image_root``.
-        encoders: An adapter's image and text encoder, by name; empty for other students.
-        processors: A Hugging Face student's processors; ``None`` for an adapter.
+        encoders: Names of the teachers whose rows are the inputs of stored towers, by ``"image"``
+            and ``"text"``.
+        processors: What makes the inputs of other towers.
 
     Raises:
         CusaError: If the split, an encoder's rows or the image folder is missing.
     """
     split = store.split(split_name)
-    if processors is None:
-        image_encoder, text_encoder = encoders
-        stored_images = store.embeddings(image_encoder, split_name)
-        stored_texts = store.embeddings(text_encoder, split_name)
-        return Sources(split, StoredInputs(stored_images, stored_texts))
+    inputs: dict[str, TowerInputs] = {}
+    for modality, encoder in encoders.items():
+        inputs[modality] = StoredInputs(store.embeddings(encoder, split_name))
+    no_image, no_text = store.skipped(split_name)
+    if processors.image is not None:
+        image_root = _image_root(store, config)
+        inputs["image"] = ImageFiles(split, image_root, processors.image, no_image)
+    if processors.text is not None:
+        inputs["text"] = Captions(split, processors.text, config.data.normalizer, no_text)
+    return Sources(split, StudentInputs(inputs["image"], inputs["text"]))
+
+
+def _image_root(
+    store: EmbeddingStore,
+    config: Config,
+) -> Path:
     image_root = store.image_root
     if config.data.image_root:
         image_root = Path(config.data.image_root)
@@ -61,16 +80,14 @@ def student_sources(
         raise DataError(
             f"image folder {image_root} does not exist; pass --image-root", path=image_root
         )
-    skipped = store.skipped(split_name)
-    inputs = FileInputs(split, image_root, processors, config.data.normalizer, skipped)
-    return Sources(split, inputs)
+    return image_root
 
 
 def validation_sources(
     store: EmbeddingStore,
     config: Config,
-    encoders: tuple[str, ...],
-    processors: Processors | None,
+    encoders: Mapping[str, str],
+    processors: Processors,
 ) -> Sources | None:
     """Open the readers of the validation split, if the run has one.
 

@@ -1,8 +1,7 @@
-"""A student's inputs, read by row of a split: stored embeddings, or image files and captions."""
+"""A student's inputs, read by row of a split: stored rows, or image files and captions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,75 +14,80 @@ from cusa.data.errors import ImageError, first_line
 from cusa.data.images import load_image
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
-from cusa.train.student import Processors
+from cusa.train.towers.processors import ImagePreparation, Tokenization
+from cusa.train.towers.trunk import Inputs as Inputs
 
-Inputs = torch.Tensor | Mapping[str, torch.Tensor]
+
+class TowerInputs(Protocol):
+    """Reads a tower's inputs by row of a split."""
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Return the rows that have no input, int64."""
+
+    def read(self, rows: np.ndarray) -> Inputs:
+        """Read the inputs for int64 rows ``[n]``."""
 
 
-class StudentInputs(Protocol):
-    """Reads a student's inputs by row of a split."""
+@dataclass(frozen=True)
+class StudentInputs:
+    """Reads a student's inputs by row of a split.
 
-    def images(self, rows: np.ndarray) -> Inputs:
-        """Read the image trunk's inputs for int64 image rows ``[n]``."""
+    Attributes:
+        image: Reads the image tower's inputs, by image row.
+        text: Reads the text tower's inputs, by caption row.
+    """
 
-    def texts(self, rows: np.ndarray) -> Inputs:
-        """Read the text trunk's inputs for int64 caption rows ``[n]``."""
+    image: TowerInputs
+    text: TowerInputs
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the image rows and the caption rows that have no input, int64 each."""
+        return self.image.missing, self.text.missing
 
 
 @dataclass(frozen=True)
 class StoredInputs:
-    """The adapter's inputs: embeddings of the store.
+    """A stored tower's inputs: rows of a teacher of the store.
 
     Attributes:
-        image_encoder: The image encoder's embeddings of the split.
-        text_encoder: The text encoder's embeddings of the split.
+        embeddings: The teacher's embeddings of the split.
     """
 
-    image_encoder: Embeddings
-    text_encoder: Embeddings
+    embeddings: Embeddings
 
     def __post_init__(self) -> None:
         """Refuse missing shards now rather than in the middle of an epoch."""
-        self.image_encoder.require_shards()
-        self.text_encoder.require_shards()
+        self.embeddings.require_shards()
 
-    def images(self, rows: np.ndarray) -> torch.Tensor:
-        """Read float32 ``[n, image_dim]``."""
-        stored_rows = self.image_encoder.gather(rows)
+    @property
+    def missing(self) -> np.ndarray:
+        """Return the rows that ``cusa-precompute`` skipped."""
+        return self.embeddings.skipped
+
+    def read(self, rows: np.ndarray) -> torch.Tensor:
+        """Read float32 ``[n, dim]``."""
+        stored_rows = self.embeddings.gather(rows)
         return torch.from_numpy(stored_rows).float()
-
-    def texts(self, rows: np.ndarray) -> torch.Tensor:
-        """Read float32 ``[n, text_dim]``."""
-        stored_rows = self.text_encoder.gather(rows)
-        return torch.from_numpy(stored_rows).float()
-
-    def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the image rows and the caption rows that ``cusa-precompute`` skipped."""
-        return self.image_encoder.skipped, self.text_encoder.skipped
 
 
 @dataclass(frozen=True)
-class FileInputs:
-    """A Hugging Face student's inputs: decoded image files and tokenised captions.
+class ImageFiles:
+    """An image tower's inputs: decoded image files.
 
     Attributes:
         split: The split.
         image_root: Folder of the images.
-        processors: The student's image processor and tokeniser.
-        normalizer_name: Name of the caption normaliser.
-        skipped: Rows of images and of captions that a teacher of the store could not read.
+        preparation: Preprocesses pictures.
+        missing: Rows that a teacher of the store could not read: they are unreadable here, too.
     """
 
     split: Split
     image_root: Path
-    processors: Processors
-    normalizer_name: str
-    skipped: tuple[np.ndarray, np.ndarray]
+    preparation: ImagePreparation
+    missing: np.ndarray
 
-    def images(self, rows: np.ndarray) -> torch.Tensor:
+    def read(self, rows: np.ndarray) -> torch.Tensor:
         """Decode and preprocess images: float32 ``[n, 3, h, w]``.
 
         Raises:
@@ -92,32 +96,45 @@ class FileInputs:
         pixels = []
         for row in rows.tolist():
             path = self.image_root / self.split.image_paths[row]
-            pixels.append(pixels_of_file(self.processors, path))
+            pixels.append(pixels_of_file(self.preparation, path))
         return torch.cat(pixels)
 
-    def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+
+@dataclass(frozen=True)
+class Captions:
+    """A text tower's inputs: tokenised captions.
+
+    Attributes:
+        split: The split.
+        tokenization: Tokenises captions.
+        normalizer_name: Name of the caption normaliser.
+        missing: Rows that a teacher of the store could not read.
+    """
+
+    split: Split
+    tokenization: Tokenization
+    normalizer_name: str
+    missing: np.ndarray
+
+    def read(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Normalise and tokenise captions: int64 ``[n, length]`` by name of the model's input."""
         normalize = normalizer(self.normalizer_name)
         captions = []
         for row in rows.tolist():
             caption = self.split.captions[row]
             captions.append(normalize(caption))
-        return self.processors.tokens(captions)
-
-    def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows that any teacher of the store skipped: they are unreadable here, too."""
-        return self.skipped
+        return self.tokenization.tokens(captions)
 
 
 def pixels_of_file(
-    processors: Processors,
+    preparation: ImagePreparation,
     path: Path,
     content: bytes | None = None,
 ) -> torch.Tensor:
     """Decode and preprocess an image: float32 ``[1, 3, h, w]``.
 
     Args:
-        processors: A student's processors.
+        preparation: Preprocesses pictures.
         path: The file; errors name it.
         content: Its bytes, if they are not to be read from the path.
 
@@ -126,7 +143,7 @@ def pixels_of_file(
     """
     image = load_image(path, content)
     try:
-        return processors.pixels([image])
+        return preparation.pixels([image])
     except Exception as error:  # on odd sizes, image processors raise nearly anything
         raise ImageError(
             f"image {path} cannot be preprocessed ({first_line(error)}); replace or remove it",

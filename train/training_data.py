@@ -17,10 +17,10 @@ from cusa.train.processes import Processes
 from cusa.train.saving.provenance import Provenance
 from cusa.train.sources import Sources, student_sources, validation_sources
 from cusa.train.stores import Store
-from cusa.train.student import Processors
 from cusa.train.tars.opened import open_tar_pairs
 from cusa.train.tars.pairs import ImageNames, TarSetPairs
 from cusa.train.tars.supply import TarSupply
+from cusa.train.towers.processors import Processors
 
 
 @dataclass
@@ -88,7 +88,7 @@ def open_training_data(
     val_store: Store,
     config: Config,
     provenance: Provenance,
-    processors: Processors | None,
+    processors: Processors,
     processes: Processes,
 ) -> TrainingData:
     """Open the splits, and check that there are pairs to train on.
@@ -98,7 +98,7 @@ def open_training_data(
         val_store: The store to validate on; the same one, if the settings name no other.
         config: The run's settings, resolved.
         provenance: What the run uses of the store.
-        processors: A Hugging Face student's processors; ``None`` for an adapter.
+        processors: What makes the inputs of towers that are not stored.
         processes: The processes that train.
 
     Raises:
@@ -113,8 +113,7 @@ def open_training_data(
     else:
         pairs, image_ids = _open_pairs(store, config, provenance, processors)
     if isinstance(val_store, EmbeddingStore):
-        encoders = _encoder_names(provenance)
-        val_sources = validation_sources(val_store, config, encoders, processors)
+        val_sources = validation_sources(val_store, config, provenance.encoder_names, processors)
 
     train = config.train
     wanted = train.pairs_per_step
@@ -128,19 +127,15 @@ def open_training_data(
     return TrainingData(pairs, batch_size, pairs_in_loss, order, image_ids, supply, val_sources)
 
 
-def _encoder_names(provenance: Provenance) -> tuple[str, ...]:
-    return tuple(encoder.name for encoder in provenance.encoders.values())
-
-
 def _open_pairs(
     store: EmbeddingStore,
     config: Config,
     provenance: Provenance,
-    processors: Processors | None,
+    processors: Processors,
 ) -> tuple[Pairs, Sequence[str]]:
     """Open the trainable pairs of a store, and the ids of their images."""
     split = config.data.train_split
-    sources = student_sources(store, split, config, _encoder_names(provenance), processors)
+    sources = student_sources(store, split, config, provenance.encoder_names, processors)
     teachers = provenance.teachers.map(lambda stored: store.embeddings(stored.name, split))
     pairs = Pairs(sources.split, sources.inputs, teachers)
     return pairs, sources.split.image_ids

@@ -79,7 +79,7 @@ class Validation:
             # Several processes cannot stop during validation, and a launcher may not wait.
             self.keeper.save_checkpoint()
         batch_size = setup.config.train.batch_size
-        if setup.processors is None:
+        if not setup.towers.processors.read_files:
             batch_size = _ADAPTER_BATCH
         try:
             return encode_split(

@@ -39,9 +39,18 @@ def _given_names(
     "the hub, with a new optimizer and schedule.",
 )
 @click.option(
-    "--image-encoder", help="Adapter: the store's image teacher whose rows are its input."
+    "--image-encoder", help="Of a stored image tower: the teacher whose rows are its input."
 )
-@click.option("--text-encoder", help="Adapter: the store's text teacher whose rows are its input.")
+@click.option(
+    "--text-encoder", help="Of a stored text tower: the teacher whose rows are its input."
+)
+@click.option(
+    "--freeze",
+    type=click.Choice(["image", "text"]),
+    multiple=True,
+    callback=lambda _context, _option, towers: towers or None,
+    help="Train the heads of this tower, not its model; repeatable.",
+)
 @click.option(
     "--image-teacher",
     multiple=True,

@@ -79,7 +79,7 @@ def _model_lines(trainer: Trainer) -> list[str]:
     footprint = setup.footprint
     total_size = _size(footprint.state + footprint.activations)
     return [
-        f"student   {setup.config.student.name}, {n_parameters:,} parameters, "
+        f"student   {setup.config.student.title}, {n_parameters:,} parameters, "
         f"{n_trained:,} trained",
         f"loss      {terms}; weights relative to InfoNCE at batch {batch_size}: {weights}",
         f"memory    about {total_size} of each device: "

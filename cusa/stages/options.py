@@ -37,8 +37,9 @@ class TrainOptions(TypedDict, total=False):
             with.
         val_embeddings: Another store, whose val split is validated on, and which the run is
             evaluated on.
-        image_encoder: Adapter: the store's image teacher whose rows are its input.
-        text_encoder: Adapter: the store's text teacher whose rows are its input.
+        image_encoder: Of a stored image tower, the store's teacher whose rows are its input.
+        text_encoder: Of a stored text tower, the store's teacher whose rows are its input.
+        freeze: Towers whose model is not trained: image, text or both.
         image_teacher: The store's image teacher that gives the soft labels, or several.
         text_teacher: The store's text teacher that gives the soft labels, or several.
         cross_teacher: The store's cross-modal teacher, or several, for losses that need one.
@@ -77,6 +78,7 @@ class TrainOptions(TypedDict, total=False):
     val_embeddings: Name | None
     image_encoder: str | None
     text_encoder: str | None
+    freeze: Names | None
     image_teacher: Names | None
     text_teacher: Names | None
     cross_teacher: Names | None

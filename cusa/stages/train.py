@@ -191,7 +191,7 @@ def _workers(config: Config) -> int:
     if config.train.workers is not None:
         return config.train.workers
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return default_workers(config.student.name == "adapter", processes_here)
+    return default_workers(config.student.is_adapter, processes_here)
 
 
 def _how_to_go_on(trainer: Trainer, in_sweep: bool) -> str:

@@ -93,16 +93,16 @@ def _embed_stored(
     split: EvaluatedSplit,
     store: EmbeddingStore,
 ) -> SplitEmbeddings:
-    """Embed a split with a student; an adapter reads its frozen encoders' rows from the store."""
+    """Embed a split with a student; stored towers read their encoders' rows from the store."""
     origin, compute = student.origin, model.compute
     _check_store(store, origin.provenance, model.name, split.is_own_store)
-    encoder_names = tuple(encoder.name for encoder in origin.provenance.encoders.values())
+    encoder_names = origin.provenance.encoder_names
     data_settings = replace(origin.config.data, image_root=str(split.image_root))
     config = replace(origin.config, data=data_settings)
     sources = student_sources(store, split.view.name, config, encoder_names, student.processors)
     workers = compute.workers
     if workers is None:
-        workers = 0 if encoder_names else compute.readers
+        workers = compute.readers if student.processors.read_files else 0
     return encode_split(
         student.student,
         sources,

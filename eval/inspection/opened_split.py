@@ -25,10 +25,8 @@ from cusa.eval.report.gallery import Item
 from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.loss.functions import fuse_similarities
 from cusa.train.loss.rules.requirements import needed_teachers
+from cusa.train.student_inputs import StudentInputs
 from cusa.train.teacher_set import TeacherSet
-
-# int64 rows of images and of captions.
-RowNumbers = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     image_teacher = store.embeddings(image_name, settings.split)
     text_teacher = store.embeddings(text_name, settings.split)
 
-    inputs = _NoInputs(store.skipped(settings.split))
+    inputs = _no_inputs(store, settings.split)
     teachers = TeacherSet(
         image=(image_teacher,),
         text=(text_teacher,),
@@ -188,20 +186,25 @@ def _cross_teachers(
     return tuple(rows)
 
 
-class _NoInputs:
-    """Placeholder for the inputs of a student that reads files; it reads none.
+def _no_inputs(
+    store: EmbeddingStore,
+    split: str,
+) -> StudentInputs:
+    no_image, no_text = store.skipped(split)
+    return StudentInputs(
+        image=_NoInputs(no_image),
+        text=_NoInputs(no_text),
+    )
 
-    Such a student could not read the images and captions that stage one skipped.
+
+class _NoInputs:
+    """Placeholder for the inputs of a tower that reads files; it reads none.
+
+    Such a tower could not read the images or captions that stage one skipped.
     """
 
-    def __init__(self, skipped: RowNumbers) -> None:
-        self._skipped = skipped
+    def __init__(self, skipped: np.ndarray) -> None:
+        self.missing = skipped
 
-    def images(self, rows: np.ndarray) -> torch.Tensor:
+    def read(self, rows: np.ndarray) -> torch.Tensor:
         return torch.empty(len(rows), 0)
-
-    def texts(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.empty(len(rows), 0)
-
-    def missing(self) -> RowNumbers:
-        return self._skipped

@@ -30,7 +30,7 @@ from cusa.precompute.teachers.vision import HuggingFaceTransform, load_vision
 from cusa.train.saving.hub_student import student_on_hub
 from cusa.train.saving.run_dir import begun, load_trained
 from cusa.train.saving.student_folder import student_folder
-from cusa.train.student import load_dual_encoder
+from cusa.train.towers.dual_encoder import load_dual_encoder
 
 LEGAL_MODELS = (
     "a run of cusa-train or an exported folder, the name or folder of a Hugging Face or "
@@ -183,8 +183,8 @@ def _load_towers(spec: str, name: str, device: str) -> list[Teacher]:
             name=spec,
         )
     dual_encoder.model.eval().to(device)
-    processors = dual_encoder.processors
-    preprocess = HuggingFaceTransform(processors.image_processor)
+    tokenization = dual_encoder.tokenization
+    preprocess = HuggingFaceTransform(dual_encoder.image_processing.image_processor)
     image_tower = Teacher(
         modality="image",
         model_id=name,
@@ -201,11 +201,11 @@ def _load_towers(spec: str, name: str, device: str) -> list[Teacher]:
         modality="text",
         transform={
             "feature": "text_features",
-            "max_length": processors.max_length,
-            "padding": processors.padding,
+            "max_length": tokenization.max_length,
+            "padding": tokenization.padding,
         },
         encode=dual_encoder.text_tower,
         preprocess=None,
-        tokenize=lambda captions: processors.tokens(list(captions)),
+        tokenize=lambda captions: tokenization.tokens(list(captions)),
     )
     return [image_tower, text_tower]

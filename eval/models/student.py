@@ -37,25 +37,25 @@ from cusa.train.student import Features
 class StudentEncoder:
     """A trained student that embeds images and texts.
 
-    An adapter loads its frozen encoders on first use.
+    The frozen encoders of stored towers are loaded on first use.
 
     Args:
         saved: The student.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        encoders: Sources of an adapter's frozen encoders by ``"image"`` and ``"text"``, as
+        encoders: Sources of stored towers' frozen encoders by ``"image"`` and ``"text"``, as
             ``cusa-precompute --teacher`` takes them; by default those that stage one used.
         source: Folder or name on the hub that the student was loaded from; its name.
 
     Attributes:
         student: The module, on ``device``.
-        processors: Image processor and tokeniser; ``None`` for an adapter.
+        processors: What makes the inputs of towers that are not stored.
         name: Name of the run or folder.
         heads: Both heads.
         modalities: Both modalities.
         origin: The run that trained it: settings, provenance, epoch, validation recalls.
         dim: Dimension of all embeddings.
         uni_head: The head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``.
-        encoder: Returns an adapter's frozen encoder of a modality, loaded on the first call.
+        encoder: Returns a stored tower's frozen encoder of a modality, loaded on the first call.
     """
 
     heads: tuple[Head, ...] = HEADS
@@ -82,7 +82,7 @@ class StudentEncoder:
         self.encoder = cache(self._load_encoder)
 
     def __repr__(self) -> str:
-        student_name = Path(self.origin.config.student.name).name
+        student_name = Path(self.origin.config.student.title).name
         settings = f"student={student_name!r}, dim={self.dim}, device={self._device!r}"
         return f"StudentEncoder({str(self._source)!r}, {settings})"
 
@@ -107,7 +107,7 @@ class StudentEncoder:
 
         Raises:
             CusaError: If an item is no image, a file is missing or cannot be decoded, an embedding
-                is not finite or all zeros, or an adapter's encoder cannot be loaded.
+                is not finite or all zeros, or a stored tower's encoder cannot be loaded.
             ValueError: If ``head`` is unknown, or ``batch_size`` is below 1.
         """
         _check_head(head)
@@ -132,8 +132,8 @@ class StudentEncoder:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one text.
 
         Raises:
-            CusaError: If an item is no text, an embedding is not finite or all zeros, or an
-                adapter's encoder cannot be loaded.
+            CusaError: If an item is no text, an embedding is not finite or all zeros, or a stored
+                tower's encoder cannot be loaded.
             ValueError: If ``head`` is unknown, or ``batch_size`` is below 1.
         """
         _check_head(head)
@@ -171,7 +171,7 @@ class StudentEncoder:
     def normalizer(self) -> str:
         """Name of the caption normaliser that the student was trained with."""
         encoders = self.origin.provenance.encoders
-        if encoders:
+        if "text" in encoders:
             return encoders["text"].settings.normalizer
         return self.origin.config.data.normalizer
 
@@ -184,7 +184,7 @@ class StudentEncoder:
             "kind": "run",
             "source": str(self._source),
             "normalizer": self.normalizer,
-            "student": config.student.name,
+            "student": config.student.title,
             "loss_terms": list(config.loss.term_titles),
             "epoch": origin.epoch,
             "step": origin.step,
@@ -222,20 +222,21 @@ class StudentEncoder:
         images: Sequence[tuple[int, ImageLike]],
     ) -> torch.Tensor:
         opened = opened_images(images)
-        if self.processors is None:
+        preparation = self.processors.image
+        if preparation is None:
             return self._stored_rows("image", opened)
         # One at a time, so that few decoded pictures are in memory.
-        return torch.cat([self.processors.pixels([image]) for image in opened])
+        return torch.cat([preparation.pixels([image]) for image in opened])
 
     def _text_inputs(self, texts: Sequence[str]) -> Any:
         normalize = normalizer(self.normalizer)
         captions = [normalize(text) for text in texts]
-        if self.processors is None:
+        if self.processors.text is None:
             return self._stored_rows("text", captions)
-        return self.processors.tokens(captions)
+        return self.processors.text.tokens(captions)
 
     def _stored_rows(self, modality: str, items: Any) -> torch.Tensor:
-        """Encode inputs with an adapter's frozen encoder, as stage one did: float32 ``[n, d]``."""
+        """Encode inputs with a frozen encoder, as stage one did: float32 ``[n, d]``."""
         teacher = self.encoder(modality)
         settings = self.origin.provenance.encoders[modality].settings
         inputs = teacher.inputs(items)

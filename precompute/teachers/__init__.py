@@ -16,7 +16,8 @@ from cusa.data.store.cross_teachers import CROSS_TEACHER
 from cusa.data.store.schema import TeacherSettings, check_name, file_name
 
 if TYPE_CHECKING:
-    from cusa.precompute.teachers.base import Pooling, Teacher
+    from cusa.data.encoders.vision_encoder import Pooling
+    from cusa.precompute.teachers.base import Teacher
 
 DEFAULTS = {"image": "unicom", "text": "mpnet"}
 _UNICOM = ("unicom", "unicom-vit-b-16", "unicom-vit-l-14", "unicom-vit-l-14-336px")
@@ -138,7 +139,8 @@ class TeacherRequest:
         stored: TeacherSettings,
         device: str,
     ) -> Teacher:
-        from cusa.precompute.teachers.base import FEATURE, FEATURE_OF_POOLING, POOLING
+        from cusa.data.encoders.vision_encoder import FEATURE_OF_POOLING, POOLING
+        from cusa.precompute.teachers.base import FEATURE
 
         pooling_of_feature = {feature: name for name, feature in FEATURE_OF_POOLING.items()}
         recorded = stored.transform

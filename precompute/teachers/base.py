@@ -7,25 +7,23 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from cusa.data.encoders.vision_encoder import Tensors
 from cusa.data.errors import FORWARD_PASS, TeacherError, first_line
+from cusa.data.hub import load_advice
 from cusa.data.images import DECODING
 from cusa.data.pretrained import one_line_load_errors
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
 from cusa.data.worker_pool import pinned
 
-Pooling = Literal["cls", "mean", "pooler"]
-# ``location`` of the error if a model lacks the requested pooling.
-POOLING = "pooling"
-# ``location`` of the error if some of a model's weights are missing.
-WEIGHTS = "weights"
+# How errors say where to give a model's folder.
+FOLDER_OPTION = "--teacher NAME=FOLDER"
 # Key in the settings' transform for the part of a model's output that becomes the row.
 FEATURE = "feature"
 # Values of FEATURE, and what they mean.
@@ -37,12 +35,9 @@ FEATURES = {
     "first_token": "the class token",
     "mean": "the mean over the patches",
 }
-# The FEATURE of each pooling.
-FEATURE_OF_POOLING: dict[Pooling, str] = {"cls": "first_token", "mean": "mean", "pooler": "pooler"}
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _BATCH_SIZE_ON_GPU = 256
 Preprocessed = np.ndarray | Mapping[str, np.ndarray]
-Tensors = torch.Tensor | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -279,11 +274,7 @@ def loading(description: str, source: str) -> contextlib.AbstractContextManager[
         description: What is loaded, such as ``"vision model"``.
         source: The model's folder or hub name.
     """
-    if Path(source).exists():
-        advice = "repair the files in its folder, or download them again"
-    else:
-        download = f"hf download {source} --local-dir FOLDER where there is a network"
-        advice = f"pass its folder: --teacher NAME=FOLDER ({download})"
+    advice = load_advice(source, FOLDER_OPTION)
     return one_line_load_errors(description, source, TeacherError, advice)
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cusa.data.errors import TeacherError
+from cusa.data.encoders.vision_encoder import is_dual_encoder, named_inputs
+from cusa.data.errors import WEIGHTS, TeacherError
 from cusa.data.hub import locate
 from cusa.data.pretrained import lacking, load_embedding_model, load_image_processor
 from cusa.data.store.cross_teachers import CROSS_TEACHER, LOGIT_BIAS, LOGIT_SCALE
 from cusa.data.tokenization import load_tokenizer
 from cusa.precompute.teachers.base import (
     FEATURE,
-    WEIGHTS,
     Teacher,
     default_batch_size,
     each_tensor,
@@ -31,7 +31,6 @@ from cusa.precompute.teachers.base import (
 )
 from cusa.precompute.teachers.text_tower import tower_teacher
 from cusa.precompute.teachers.vision import HuggingFaceTransform, probed_encoder
-from cusa.precompute.teachers.vision_encoder import is_dual_encoder, named_inputs
 
 _PROBE_TEXTS = ["a dog on the beach", "two red cars", "people eating pizza"]
 # Greatest difference of logits from scaled cosines, as a share of the scale: float32's rounding.

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cusa.data.encoders.sentence_models import counts_tokens, length_limit, open_sentence_model
 from cusa.data.errors import TeacherError
-from cusa.data.hub import cached_snapshot, locate
-from cusa.data.pretrained import (
-    refuse_damaged_pickles,
-    refuse_not_finite,
-)
-from cusa.data.quiet import quiet_transformers
-from cusa.data.tokenization import (
-    UNLIMITED,
-    position_limit,
-    prepare_tokenizer,
-)
+from cusa.data.hub import load_advice
+from cusa.data.tokenization import UNLIMITED
 from cusa.precompute.teachers.base import (
+    FOLDER_OPTION,
     Teacher,
     default_batch_size,
     loading,
     weights_digest,
 )
-from cusa.precompute.teachers.sentence_folder import (
-    module_path,
-    refuse_missing_weights,
-    refuse_own_code,
-)
 from cusa.precompute.teachers.text_tower import (
     CPU_BATCH_SIZE,
-    counts_tokens,
     is_text_tower,
     load_tower,
     token_counts,
@@ -71,7 +56,7 @@ def load_sentence(
 
 
 def open_model(source: str, device: str) -> Any:
-    """Load a ``SentenceTransformer`` in float32 and eval mode, with a tokeniser that can pad.
+    """Load a ``SentenceTransformer`` with checks, in float32 and eval mode.
 
     Args:
         source: Hub name or folder.
@@ -80,47 +65,7 @@ def open_model(source: str, device: str) -> Any:
     Raises:
         TeacherError: If it cannot be loaded, has no tokeniser, or needs code of its own.
     """
-    from sentence_transformers import SentenceTransformer
-
-    with loading("sentence-transformers model", source):
-        files = locate(source, TeacherError)
-        is_local = Path(files).is_dir()
-        if is_local:
-            refuse_own_code(Path(files))
-            refuse_damaged_pickles(Path(files))
-        # float32, whatever the checkpoint's dtype: --precision decides what to compute in, and the
-        # store records it.
-        with quiet_transformers():
-            model: Any = SentenceTransformer(
-                files,
-                device=device,
-                model_kwargs={"dtype": torch.float32},
-                trust_remote_code=False,
-            )
-        folder = Path(files) if is_local else cached_snapshot(files)
-        for number, module in enumerate(model):
-            if not hasattr(module, "auto_model"):
-                continue
-            _prepare_transformer(module, source)
-            if folder is not None:
-                module_folder = folder / module_path(folder, number)
-                refuse_missing_weights(module.auto_model, module_folder, source)
-        refuse_not_finite(model, source)
-    return model.eval()
-
-
-def _prepare_transformer(module: Any, source: str) -> None:
-    """Check a Transformer module's tokeniser, and limit captions to the model's positions."""
-    tokenizer = module.tokenizer
-    if not counts_tokens(tokenizer):
-        return
-    prepare_tokenizer(tokenizer, source, TeacherError)
-    text_model = getattr(module.auto_model, "text_model", module.auto_model)
-    limit = position_limit(text_model)
-    if limit is None:
-        return
-    if module.max_seq_length is None or module.max_seq_length > limit:
-        module.max_seq_length = limit
+    return open_sentence_model(source, device, TeacherError, load_advice(source, FOLDER_OPTION))
 
 
 def text_teacher(
@@ -145,9 +90,7 @@ def text_teacher(
     with loading("sentence-transformers model", source):
         dim = int(model.get_embedding_dimension() or 0)
         prompt = (model.prompts or {}).get(model.default_prompt_name)
-        limit = model.max_seq_length or None
-        if limit is not None and not math.isfinite(limit):
-            limit = None
+        limit = length_limit(model)
         transform = {
             "max_seq_length": limit,
             "tokenizer_sha256": tokenizer_digest(model.tokenizer),

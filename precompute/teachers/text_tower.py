@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cusa.data.errors import TeacherError
+from cusa.data.encoders.sentence_models import counts_tokens
+from cusa.data.encoders.text_towers import text_feature
+from cusa.data.errors import WEIGHTS, TeacherError
 from cusa.data.hub import has_file, locate
 from cusa.data.pretrained import lacking, load_config, load_embedding_model
 from cusa.data.tokenization import load_tokenizer, text_padding, token_limit, tokenized
 from cusa.precompute.teachers.base import (
     FEATURE,
-    WEIGHTS,
     Teacher,
     default_batch_size,
     each_tensor,
@@ -25,8 +26,6 @@ from cusa.precompute.teachers.base import (
     weights_digest,
 )
 
-# Text towers, whose embedding is the pooled output (of the last or the end token), not the mean.
-_TOWERS = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
 CPU_BATCH_SIZE = 32
 
 
@@ -40,12 +39,7 @@ def is_text_tower(source: str) -> bool:
         files = locate(source, TeacherError)
         if has_file(files, "modules.json"):
             return False
-        config = load_config(files)
-        architectures = getattr(config, "architectures", None) or ()
-        for name in architectures:
-            if str(name).endswith("TextModelWithProjection"):
-                return True
-        return config.model_type in _TOWERS
+        return text_feature(load_config(files)) != "mean"
 
 
 def load_tower(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
@@ -131,11 +125,6 @@ def _described(
         "padding": padding,
         "tokenizer_sha256": tokenizer_digest(tokenizer),
     }
-
-
-def counts_tokens(tokenizer: Any) -> bool:
-    """Return whether a tokeniser is one of transformers, which can count uncut tokens."""
-    return hasattr(tokenizer, "all_special_ids")
 
 
 def token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:

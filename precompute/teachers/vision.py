@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cusa.data.encoders.vision_encoder import (
+    PIXELS,
+    Pooling,
+    VisionEncoder,
+    is_dual_encoder,
+    named_inputs,
+    refuse_missing,
+    refuse_other_models,
+)
 from cusa.data.errors import TeacherError, first_line
 from cusa.data.hub import locate
-from cusa.data.pretrained import lacking, load_embedding_model, load_image_processor, processed
+from cusa.data.pretrained import load_embedding_model, load_image_processor, processed
 from cusa.precompute.teachers.base import (
     FEATURE,
-    WEIGHTS,
-    Pooling,
     Preprocessed,
     Teacher,
     default_batch_size,
@@ -26,12 +33,6 @@ from cusa.precompute.teachers.base import (
     loading,
     stacked,
     weights_digest,
-)
-from cusa.precompute.teachers.vision_encoder import (
-    PIXELS,
-    VisionEncoder,
-    is_dual_encoder,
-    named_inputs,
 )
 
 
@@ -44,36 +45,26 @@ def load_vision(
 ) -> Teacher:
     """Load a Hugging Face vision model with its own preprocessing.
 
-    The row of an image is the first of these that the model has: the projected image features of a
-    dual encoder (``image_features``) or of an image tower with a projection (``image_embeds``); the
-    pooled output (``pooler``), unless its weights are missing; the class token of the last layer
-    (``first_token``); the mean over the patches or the feature map (``mean``).
-
     Args:
         source: Hub name or folder.
         model_id: Name to record.
         device: ``"cpu"`` or ``"cuda"``.
         batch_size: Images per forward pass; ``None``: the device's default.
-        pooling: The part of the output that becomes the row instead.
+        pooling: The part of the output that becomes the row; ``None``: the best that the model has
+            (:class:`.VisionEncoder`).
 
     Raises:
-        TeacherError: If model or preprocessing cannot be loaded, weights are missing, or the model
-            takes other inputs than images or has no such pooling.
+        TeacherError: If it cannot be loaded, or takes other inputs or has no such pooling.
     """
     with loading("vision model", source):
         files = locate(source, TeacherError)
         model, missing = load_embedding_model(files)
-        missing_of_pooler = {key for key in missing if "pooler" in key.split(".")}
-        _refuse_missing(source, sorted(set(missing) - missing_of_pooler))
-        _refuse_other_models(model)
-        forward = model.forward
-        if is_dual_encoder(model):
-            forward = model.get_image_features
-        input_names = tuple(inspect.signature(forward).parameters)
-        preprocess = HuggingFaceTransform(load_image_processor(files), input_names)
+        lacks_pooler = refuse_missing(source, missing, TeacherError)
+        refuse_other_models(model, TeacherError)
+        preprocess = HuggingFaceTransform(load_image_processor(files), _input_names(model))
         model = model.eval().to(device)
 
-    encode = probed_encoder(model, source, preprocess, bool(missing_of_pooler), pooling)
+    encode = probed_encoder(model, source, preprocess, lacks_pooler, pooling)
     return Teacher(
         modality="image",
         model_id=model_id,
@@ -85,6 +76,14 @@ def load_vision(
         batch_size=batch_size or default_batch_size(device, on_cpu=16),
         preprocess=preprocess,
     )
+
+
+def _input_names(model: Any) -> tuple[str, ...]:
+    """Return the names of the inputs that a model takes of images."""
+    forward = model.forward
+    if is_dual_encoder(model):
+        forward = model.get_image_features
+    return tuple(inspect.signature(forward).parameters)
 
 
 def probed_encoder(
@@ -116,27 +115,6 @@ def probed_encoder(
             f"({first_line(error)}); check preprocessor_config.json, or use another model",
             name=source,
         ) from None
-
-
-def _refuse_missing(source: str, missing: list[str]) -> None:
-    # The mask token is used in pretraining only.
-    needed = [key for key in missing if not key.endswith("mask_token")]
-    if needed:
-        raise TeacherError(lacking(source, needed), location=WEIGHTS, name=source)
-
-
-def _refuse_other_models(model: Any) -> None:
-    """Refuse models that are not image encoders: generative models, detectors, text models."""
-    if is_dual_encoder(model):
-        return
-    name = type(model).__name__
-    if model.main_input_name != PIXELS:
-        problem = f"takes {model.main_input_name}, not pixels"
-    elif getattr(model.config, "is_encoder_decoder", False) or hasattr(model, "get_image_features"):
-        problem = "is more than an image encoder"
-    else:
-        return
-    raise TeacherError(f"{name} {problem}; use another model as image teacher", name=name)
 
 
 class HuggingFaceTransform:

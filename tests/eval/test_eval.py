@@ -180,9 +180,11 @@ def test_encoding_does_not_depend_on_the_batch_size(runs):
     run = runs / "runs" / "cusa"
     from cusa.train.config import Config
     from cusa.train.sources import student_sources
+    from cusa.train.towers.processors import Processors
 
     store = EmbeddingStore(runs / "store" / "store.h5")
-    sources = student_sources(store, "train", Config(), ("vision", "words"), processors=None)
+    encoders = {"image": "vision", "text": "words"}
+    sources = student_sources(store, "train", Config(), encoders, Processors())
     student = load_saved(run).student
     one, two = (encode_split(student, sources, "cpu", batch_size=b) for b in (7, 256))
     np.testing.assert_allclose(one.image["cross"], two.image["cross"], atol=1e-6)

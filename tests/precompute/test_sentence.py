@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cusa.data.errors import TeacherError
+from cusa.data.errors import WEIGHTS, TeacherError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.teachers import parse_teacher
-from cusa.precompute.teachers.base import WEIGHTS
 from tests.helpers import make_pairs, make_tiny_vit, run, run_ok
 from tests.tiny_models import SIZES, TEXTS, WORDS, save_text
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cusa.data.errors import FileFormatError, SettingError, TeacherError
+from cusa.data.errors import WEIGHTS, FileFormatError, SettingError, TeacherError
 from cusa.precompute.teachers import KNOWN, TeacherRequest, complete, parse_teacher
-from cusa.precompute.teachers.base import WEIGHTS
 from tests.helpers import make_tiny_clip, make_tiny_vit
 
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cusa.data.encoders.vision_encoder import POOLING
 from cusa.data.errors import FileFormatError, ImageError, SettingError, TeacherError
 from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.audit import audit
 from cusa.precompute.first_batch import FirstBatchCheck
 from cusa.precompute.teachers import parse_teacher
-from cusa.precompute.teachers.base import POOLING
 from tests.helpers import Fault, fault_of, make_pairs, make_tiny_sentence, run, run_failure, run_ok
 from tests.tiny_models import MAPS, SIZES, VISION, pictures, save_clip, save_vision
 

@@ -12,11 +12,13 @@ from cusa.data.errors import CusaError, SettingError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.worker_pool import WorkerPool
+from cusa.train.build_student import build_student
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs, pairs_per_step
 from cusa.train.sources import student_sources
-from cusa.train.student import StudentConfig, dual_encoder_student
+from cusa.train.student_config import StudentConfig
 from cusa.train.teacher_set import TeacherSet
+from cusa.train.towers.processors import Processors
 from tests.helpers import (
     Fault,
     add_teacher,
@@ -32,7 +34,8 @@ from tests.train.pictures import precompute_pictures
 
 
 def _sources(store, encoders=("vision", "words")):
-    return student_sources(store, "train", Config(), encoders, processors=None)
+    names = dict(zip(("image", "text"), encoders, strict=True))
+    return student_sources(store, "train", Config(), names, Processors())
 
 
 def _teachers(store, image, text):
@@ -124,8 +127,8 @@ def pictures(tmp_path_factory):
     index = folder / "store.h5"
     precompute_pictures(manifest, clip, index)
     store = EmbeddingStore(index)
-    processors = dual_encoder_student(StudentConfig(str(clip)), str(clip), pretrained=True)[1]
-    sources = student_sources(store, "train", Config(), (), processors)
+    towers = build_student(StudentConfig(str(clip))).towers
+    sources = student_sources(store, "train", Config(), {}, towers.processors)
     return Pairs(*sources, _teachers(store, "vit", "minilm"))
 
 

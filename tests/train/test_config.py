@@ -29,6 +29,7 @@ def test_presets():
         "paper-coco-vit-l14-336",
         "paper-flickr-vit-b32",
         "paper-flickr-vit-l14-336",
+        "towers",
     ]
     configs = {name: build_config(load_preset(name)) for name in preset_names()}
     paper = configs["paper-coco-vit-b32"]

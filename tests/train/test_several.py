@@ -23,7 +23,7 @@ from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import Checkpoints, read_metrics
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.schedule import learning_rate
-from cusa.train.student_inputs import FileInputs
+from cusa.train.student_inputs import ImageFiles
 from cusa.train.trainer import Trainer
 from tests.helpers import (
     ADAPTER,
@@ -245,7 +245,7 @@ def test_sigterm_of_torchrun_leaves_a_checkpoint(index, tmp_path):
 
 def test_an_image_that_one_process_cannot_read_stops_both_with_a_checkpoint(pictures, tmp_path):
     """Its message names the image; the other one does not wait for it."""
-    plain_images, plain_step, trainers = FileInputs.images, Trainer._train_on, []
+    plain_images, plain_step, trainers = ImageFiles.read, Trainer._train_on, []
 
     def images(self, rows):
         if len(trainers) == 3 and trainers[0].setup.processes.rank == 1:
@@ -257,7 +257,7 @@ def test_an_image_that_one_process_cannot_read_stops_both_with_a_checkpoint(pict
         return plain_step(self, batch)
 
     def patch():
-        FileInputs.images, Trainer._train_on = images, step
+        ImageFiles.read, Trainer._train_on = images, step
 
     args = (*pictures, *EXACT, "--batch-size", 4, "--run-dir", tmp_path / "run")
     began = time.monotonic()

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
+from cusa.train.build_student import build_student
 from cusa.train.config_building import build_config
 from cusa.train.loader import Batch
 from cusa.train.loss.config import TERMS
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.step import TrainStep, make_optimizer, prepare_step
-from cusa.train.student import adapter_student, dual_encoder_student
 from cusa.train.training_state import TrainingState
 from tests.helpers import make_tiny_clip
 
 CPU = torch.device("cpu")
+DIMS = {"image": 16, "text": 12}
 
 
 def _batch(n, teacher=True, pixels=False):
@@ -31,9 +32,8 @@ def _step(loss="cusa", precision="fp32", **student):
         {"student": student, "loss": {"terms": TERMS[loss]}, "train": {"precision": precision}}
     )
     torch.manual_seed(0)
-    return TrainStep(
-        adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU
-    ), config
+    student = build_student(config.student, DIMS).student
+    return TrainStep(student, CUSALoss(config.loss), config, CPU), config
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_heads_that_no_term_uses_are_frozen(loss, frozen):
 def test_parameters_that_no_embedding_depends_on_are_frozen(tmp_path):
     clip = make_tiny_clip(tmp_path / "clip")
     config = build_config({"student": {"name": str(clip)}})
-    student = dual_encoder_student(config.student, str(clip), pretrained=True)[0]
+    student = build_student(config.student).student
     step = TrainStep(student, CUSALoss(config.loss), config, CPU)
     prepare_step(step, _batch(2, pixels=True), _batch(4, pixels=True), 2)
     assert [n for n, p in step.named_parameters() if not p.requires_grad] == [
@@ -103,6 +103,7 @@ def test_gradients_are_clipped_by_their_norm_or_not_at_all(grad_clip, norm):
     config = build_config(
         {"student": {"name": "adapter", "hidden_dim": 4}, "optim": {"grad_clip": grad_clip}}
     )
-    step = TrainStep(adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU)
+    student = build_student(config.student, DIMS).student
+    step = TrainStep(student, CUSALoss(config.loss), config, CPU)
     assert TrainingState(step, config, CPU).descend(37.5 * step.loss.tau, learning_rate=1e-3)
     assert step.loss.tau.grad.item() == pytest.approx(norm, rel=1e-5)

@@ -11,8 +11,10 @@ import transformers
 from PIL import Image
 
 from cusa.data.errors import FORWARD_PASS, ImageError, StudentError
-from cusa.train.student import StudentConfig, dual_encoder_student, load_dual_encoder
-from cusa.train.student_inputs import FileInputs
+from cusa.train.build_student import build_student
+from cusa.train.student_config import StudentConfig
+from cusa.train.student_inputs import ImageFiles
+from cusa.train.towers.dual_encoder import load_dual_encoder
 from tests.helpers import Fault, fault_of
 from tests.tiny_models import (
     SIZES,
@@ -35,7 +37,7 @@ def clip(tmp_path_factory):
 
 
 def _load(folder):
-    return dual_encoder_student(StudentConfig(), str(folder), True)
+    return build_student(StudentConfig(name=str(folder)))
 
 
 def test_a_folder_without_tokenizer_is_refused(clip, tmp_path):
@@ -61,21 +63,23 @@ def test_a_tokenizer_that_confuses_all_texts_is_refused(clip, tmp_path):
 
 def test_texts_are_cut_where_the_positions_end(tmp_path):
     save_roberta_dual(tmp_path / "dual")
-    student, processors, _ = _load(tmp_path / "dual")
-    assert processors.max_length == 32
+    student, towers = _load(tmp_path / "dual")
+    assert towers.text.preparation.max_length == 32
     with torch.no_grad():
         assert student.eval().encode_text(
-            processors.tokens([" ".join(["dog"] * 90), "a"])
+            towers.text.preparation.tokens([" ".join(["dog"] * 90), "a"])
         ).cross.shape == (2, 24)
 
 
 def test_the_end_token_pads_where_no_other_does(clip, tmp_path):
     folder = shutil.copytree(clip, tmp_path / "clip")
     save_tokenizer(folder, pad=False)
-    student, processors, _ = _load(folder)
+    student, towers = _load(folder)
     with torch.no_grad():
-        rows = student.eval().encode_text(processors.tokens(TEXTS)).cross
-        alone = torch.cat([student.encode_text(processors.tokens([text])).cross for text in TEXTS])
+        rows = student.eval().encode_text(towers.text.preparation.tokens(TEXTS)).cross
+        alone = torch.cat(
+            [student.encode_text(towers.text.preparation.tokens([text])).cross for text in TEXTS]
+        )
     torch.testing.assert_close(rows, alone, atol=1e-5, rtol=0)
 
 
@@ -109,17 +113,17 @@ def test_families(tmp_path, family, text, more, limit):
     config = config(text_config={**text, "vocab_size": size}, vision_config=VISION, **more)
     getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path)
     save_processor(tmp_path)
-    student, processors, backbone = _load(tmp_path)
-    assert processors.max_length == limit
+    student, towers = _load(tmp_path)
+    assert towers.text.preparation.max_length == limit
     texts = [*TEXTS, " ".join(["dog"] * 90)]
     with torch.no_grad():
         student.eval()
-        features = student.encode_text(processors.tokens(texts)).cross
-        want = backbone.get_text_features(**processors.tokens(texts))
+        features = student.encode_text(towers.text.preparation.tokens(texts)).cross
+        want = towers.backbone.get_text_features(**towers.text.preparation.tokens(texts))
         want = want if isinstance(want, torch.Tensor) else want.pooler_output
         torch.testing.assert_close(features, student.text_heads["cross"](want))
         assert len({tuple(row.tolist()) for row in features}) == len(texts)
-        assert student.encode_image(processors.pixels(pictures())).cross.shape == (
+        assert student.encode_image(towers.image.preparation.pixels(pictures())).cross.shape == (
             4,
             student.image_heads["cross"][0].normalized_shape[0],
         )
@@ -159,7 +163,7 @@ def test_families_that_take_other_inputs_are_refused(tmp_path, name, config):
 def test_what_a_model_fails_on_is_told(clip):
     """The first item of a batch that fails alone, too."""
     loaded = load_dual_encoder(str(clip), True)
-    tokens = loaded.processors.tokens(TEXTS)
+    tokens = loaded.tokenization.tokens(TEXTS)
     tokens["input_ids"][2, 1] = 9_999
     with pytest.raises(StudentError) as caught:
         loaded.text_tower(tokens)
@@ -168,7 +172,7 @@ def test_what_a_model_fails_on_is_told(clip):
         loaded.image_tower(torch.zeros(2, 3, 48, 32))
     assert fault_of(refused.value) == Fault(StudentError, location=FORWARD_PASS, name=str(clip))
 
-    def exhausted(**inputs):
+    def exhausted(inputs):
         raise torch.OutOfMemoryError("more")
 
     loaded.image_tower._encode = exhausted
@@ -190,13 +194,13 @@ def test_code_of_a_folder_is_never_run(clip, tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(settings))
     for pretrained in (True, False):
         with pytest.raises(StudentError) as refused:
-            dual_encoder_student(StudentConfig(), str(folder), pretrained)
+            build_student(StudentConfig(name=str(folder)), pretrained=pretrained)
         assert fault_of(refused.value) == Fault(StudentError, path=folder, name=str(folder))
     assert not (tmp_path / "executed").exists()
 
 
 def test_pictures_are_seen_upright_and_over_white(clip, tmp_path):
-    processors = load_dual_encoder(str(clip), True).processors
+    preparation = load_dual_encoder(str(clip), True).image_processing
     picture = pictures(1)[0]
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -207,12 +211,12 @@ def test_pictures_are_seen_upright_and_over_white(clip, tmp_path):
     Image.new("L", (1, 1_000_000)).save(tmp_path / "narrow.png")
     names = ["upright.png", "turned.png", "clear.png", "white.png", "narrow.png"]
     split = SimpleNamespace(image_paths=names)
-    inputs = FileInputs(split, tmp_path, processors, "none", (np.array([]), np.array([])))
-    pixels = inputs.images(np.arange(4))
+    inputs = ImageFiles(split, tmp_path, preparation, np.array([]))
+    pixels = inputs.read(np.arange(4))
     torch.testing.assert_close(pixels[0], pixels[1])
     torch.testing.assert_close(pixels[2], pixels[3])
     with pytest.raises(ImageError) as narrow:
-        inputs.images(np.array([4]))
+        inputs.read(np.array([4]))
     assert fault_of(narrow.value) == Fault(ImageError, path=tmp_path / "narrow.png")
     assert narrow.value.path == tmp_path / "narrow.png"
 

@@ -22,7 +22,7 @@ from cusa.data.errors import (
 )
 from cusa.data.records import Dataset
 from cusa.data.store.checksum import ChecksumError, VersionError
-from cusa.train.command_settings import default_preset
+from cusa.train.default_preset import default_preset
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.trainer import Trainer
 from tests.helpers import (
@@ -358,12 +358,12 @@ def test_a_store_that_is_being_written_is_no_store_yet(index, tmp_path):
 
 
 def test_a_student_that_memory_does_not_hold_is_one_line(index, tmp_path, monkeypatch):
-    def full(*_args):
+    def full(*_args, **_settings):
         raise RuntimeError(
             "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
         )
 
-    monkeypatch.setattr("cusa.train.assemble.adapter_student", full)
+    monkeypatch.setattr("cusa.train.assemble.build_student", full)
     assert run_fault("train", *_adapter(index, tmp_path / "run")) == Fault(
         SettingError, name="student.hidden_dim"
     )

@@ -18,6 +18,7 @@ from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.run_progress import Progress
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.sources import validation_sources
+from cusa.train.towers.processors import Processors
 from cusa.train.trainer import Trainer
 from tests.helpers import (
     ADAPTER,
@@ -156,7 +157,7 @@ def test_a_validation_split_of_skipped_captions_is_refused_before_training(tmp_p
     store = EmbeddingStore(tmp_path / "store.h5")
     config, _ = resolve(build_config({"student": {"name": "adapter"}}), store)
     with pytest.raises(DataError) as error:
-        validation_sources(store, config, ("vision", "words"), None)
+        validation_sources(store, config, {"image": "vision", "text": "words"}, Processors())
     assert error.value.name == "val"
     assert run_fault("train", *_args(store.path, tmp_path / "run")) == Fault(DataError, name="val")
     assert not (tmp_path / "run").exists()

@@ -21,7 +21,7 @@ from cusa.train.saving.run_dir import load_trained
 from cusa.train.saving.sentence_transformers_modules import compare_embeddings, save_modules
 from cusa.train.saving.student_folder import HEADS_FILE, Origin, SavedStudent, heads_of
 from cusa.train.saving.tensors import save_tensors
-from cusa.train.student import Processors
+from cusa.train.towers.lora import merge_adapters
 
 # Writes the modules of an adapter, a head of which is exported: folder, student, head.
 SaveAdapter = Callable[[Path, SavedStudent, Head], Usage]
@@ -78,7 +78,8 @@ def export_hf(
 ) -> None:
     """Write a folder from which transformers loads the backbone.
 
-    The four heads are in ``heads.safetensors`` beside it; ``cusa.load_student`` loads both.
+    LoRA adapters are added to its weights. The four heads are in ``heads.safetensors`` beside it;
+    ``cusa.load_student`` loads both.
 
     Args:
         saved: The student, with its backbone in float32.
@@ -89,10 +90,11 @@ def export_hf(
         CusaError: If the student is an adapter, or the folder is not empty.
         OSError: If it cannot be written.
     """
-    processors = _processors(saved)
+    _require_backbone(saved)
+    merge_adapters(saved.backbone)
     with _new_folder(out) as folder:
         saved.backbone.save_pretrained(folder)
-        processors.save(folder)
+        saved.towers.save(folder)
         heads = heads_of(saved.student.state_dict())
         save_tensors(folder / HEADS_FILE, heads, saved.origin.to_dict())
         write_card(folder, saved.origin, Usage("hf"), metrics)
@@ -129,7 +131,7 @@ def export_sentence_transformers(
     """
     _check_head(head, saved.origin)
     save: SaveAdapter = _save_dual_encoder
-    if saved.processors is None and save_adapter is not None:
+    if saved.origin.config.student.is_adapter and save_adapter is not None:
         save = save_adapter
     with _new_folder(out) as folder:
         usage = save(folder, saved, head)
@@ -149,20 +151,29 @@ def _check_head(head: Head, origin: Origin) -> None:
 
 
 def _save_dual_encoder(folder: Path, saved: SavedStudent, head: Head) -> Usage:
-    processors = _processors(saved)
-    as_written = save_modules(folder, saved, processors, head)
-    compare_embeddings(folder, saved, processors, head, as_written)
+    _require_backbone(saved)
+    merge_adapters(saved.backbone)
+    as_written = save_modules(folder, saved, head)
+    compare_embeddings(folder, saved, head, as_written)
     return Usage("sentence-transformers", head, as_written)
 
 
-def _processors(saved: SavedStudent) -> Processors:
-    if saved.processors is None or saved.backbone is None:
+def _require_backbone(saved: SavedStudent) -> None:
+    """Refuse a student whose towers are not both of one model."""
+    if saved.backbone is not None:
+        return
+    student = saved.origin.config.student
+    if student.is_adapter:
         raise StudentError(
             "an adapter has no backbone to export: it works on the embeddings of frozen encoders; "
             "use cusa-train export --to sentence-transformers, or cusa.load_student(RUN)",
             name="adapter",
         )
-    return saved.processors
+    raise StudentError(
+        f"the towers of {student.title} are not of one model, which is all that can be exported; "
+        "share the run's best/, which cusa.load_student loads wherever it is",
+        name=student.title,
+    )
 
 
 class _RecallsForm(BaseModel):

@@ -17,6 +17,7 @@ from cusa.train.length import run_span, schedule_span, warmup_span
 from cusa.train.loader import pairs_per_step
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.saving.student_folder import Origin
+from cusa.train.student_config import MODALITIES, Modality, StudentConfig
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -107,6 +108,8 @@ def model_card(
         recall_titles=_RECALL_TITLES,
         title=_card_title(origin),
         student_name=_student_name(origin),
+        models=_models(config.student),
+        training=_training(config.student),
         weighted_terms=_weighted_terms(config.loss),
         temperatures=_temperatures(config.loss),
         span=run_span(config),
@@ -195,12 +198,12 @@ def _card_data(origin: Origin, usage: Usage, scores: _Scores) -> ModelCardData:
         tags += ["sentence-transformers", "sentence-similarity"]
         pipeline_tag = "sentence-similarity"
     results = _eval_results(scores)
-    name = origin.config.student.name
+    hub_names = _hub_names(origin.config.student)
     return ModelCardData(
         library_name=_LIBRARIES[usage.kind],
         pipeline_tag=pipeline_tag,
         tags=tags,
-        base_model=name if _is_on_the_hub(name) else None,
+        base_model=hub_names[0] if len(hub_names) == 1 else hub_names or None,
         datasets=[_slug(origin.provenance.dataset)],
         metrics=["recall"] if results else None,
         model_name=_card_title(origin) if results else None,
@@ -237,9 +240,41 @@ def _is_on_the_hub(student: str) -> bool:
     return is_hub_name(student) and not Path(student).exists()
 
 
+def _hub_names(student: StudentConfig) -> list[str]:
+    """Return the names of the towers' models that are on the hub, each once."""
+    names: dict[str, None] = {}
+    for tower in student.towers.values():
+        if tower.kind in ("hf", "st") and _is_on_the_hub(tower.name):
+            names[tower.name] = None
+    return list(names)
+
+
+def _models(student: StudentConfig) -> dict[Modality, str]:
+    """Return the names of the models of both towers."""
+    names: dict[Modality, str] = {}
+    for modality, tower in student.towers.items():
+        name = tower.name or tower.kind
+        if not _is_on_the_hub(name):
+            name = Path(name).name
+        names[modality] = name
+    return names
+
+
+def _training(student: StudentConfig) -> dict[Modality, str]:
+    """Describe how the model of each tower was trained."""
+    descriptions: dict[Modality, str] = {}
+    for modality in MODALITIES:
+        descriptions[modality] = "fine-tuned"
+        if modality in student.freeze:
+            descriptions[modality] = "frozen"
+        elif modality in student.lora.towers:
+            descriptions[modality] = f"with LoRA adapters of rank {student.lora.r}"
+    return descriptions
+
+
 def _student_name(origin: Origin) -> str:
-    """Return the student's name on the hub, its folder's name, or ``"adapter"``."""
-    name = origin.config.student.name
+    """Return the student's name on the hub, that of its folder, or those of its towers."""
+    name = origin.config.student.title
     return name if _is_on_the_hub(name) else Path(name).name
 
 

@@ -107,7 +107,7 @@ class Provenance:
         splits: Fingerprint by split name.
         teachers: The soft labels' teachers; none if no soft labels are used. Runs of earlier
             versions have at most one of each modality.
-        encoders: An adapter's frozen encoders by modality; empty for other students.
+        encoders: The frozen encoders of stored towers by modality.
         beginning: The trained student that the run began with, if any.
         validation: The split of another store that it was validated on, if any.
     """
@@ -125,6 +125,16 @@ class Provenance:
         for kind, teachers in self.teachers.by_kind().items():
             names[kind] = ", ".join(teacher.name for teacher in teachers)
         return names
+
+    @property
+    def encoder_names(self) -> dict[str, str]:
+        """Return the names of the encoders by modality."""
+        return {modality: encoder.name for modality, encoder in self.encoders.items()}
+
+    @property
+    def row_dims(self) -> dict[str, int]:
+        """Return the dimensions of the encoders' rows by modality."""
+        return {modality: encoder.settings.dim for modality, encoder in self.encoders.items()}
 
     def differences(self, store: Store, current: Provenance) -> list[str]:
         """List what the run used of a store and what has changed since.

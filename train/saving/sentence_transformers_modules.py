@@ -14,21 +14,18 @@ from cusa.data.embeddings import Head
 from cusa.data.errors import StudentError
 from cusa.train.saving.probes import PROBE_CAPTIONS, check_embeddings, probe_images
 from cusa.train.saving.student_folder import SavedStudent
-from cusa.train.student import Processors
 
 
 def save_modules(
     folder: Path,
     saved_student: SavedStudent,
-    processors: Processors,
     head: Head,
 ) -> bool:
     """Write the modules of a student and one of its heads.
 
     Args:
         folder: Where to write them.
-        saved_student: The student.
-        processors: Its processors.
+        saved_student: The student, a dual encoder.
         head: The head.
 
     Returns:
@@ -44,7 +41,7 @@ def save_modules(
         problem = f"the export needs a newer sentence-transformers ({error})"
         raise StudentError(f"{problem}; pip install -U sentence-transformers") from None
 
-    transformer, as_written = _transformer(Transformer, folder, saved_student, processors)
+    transformer, as_written = _transformer(Transformer, folder, saved_student)
     student = saved_student.student
     routes = {
         "image": head_modules(student.image_heads.get_submodule(head)),
@@ -92,24 +89,24 @@ def _transformer(
     module: Any,
     folder: Path,
     saved_student: SavedStudent,
-    processors: Processors,
 ) -> tuple[Any, bool]:
     """Make sentence-transformers' module of the backbone, and say if it takes texts as written."""
     from transformers import ProcessorMixin
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as stage:
         saved_student.backbone.save_pretrained(stage)
-        processors.save(Path(stage))
+        saved_student.towers.save(Path(stage))
         # SigLIP attends to its padding, so it gets no mask. The length limit is set on the
         # tokeniser below, where users can lower it.
-        padding = processors.padding
+        tokenization = saved_student.towers.text.preparation
+        padding = tokenization.padding
         text_settings = {"padding": padding, "return_attention_mask": padding != "max_length"}
         transformer = module(
             stage,
             model_kwargs={"trust_remote_code": False},
             processor_kwargs={"trust_remote_code": False},
             config_kwargs={"trust_remote_code": False},
-            modality_config=_tower_methods(saved_student.backbone, processors),
+            modality_config=_tower_methods(saved_student),
             module_output_name="sentence_embedding",
             processing_kwargs={"text": text_settings},
         )
@@ -121,28 +118,26 @@ def _transformer(
     processor.image_processor.do_convert_rgb = True
     normalizer_name = saved_student.origin.config.data.normalizer
     processor.tokenizer, as_written = with_normalizer(processor.tokenizer, normalizer_name)
-    if processors.max_length is not None:
-        processor.tokenizer.model_max_length = processors.max_length
+    if tokenization.max_length is not None:
+        processor.tokenizer.model_max_length = tokenization.max_length
     return transformer, as_written
 
 
 @torch.no_grad()
-def _tower_methods(
-    backbone: Any,
-    processors: Processors,
-) -> dict[str, dict[str, str | None]]:
+def _tower_methods(saved_student: SavedStudent) -> dict[str, dict[str, str | None]]:
     """Return, by modality, the method to call and the field of its output; ``None``: a tensor."""
     from PIL import Image
 
+    image, text = saved_student.towers
     picture = Image.new("RGB", (32, 32))
     inputs = {
-        "image": {"pixel_values": processors.pixels([picture])},
-        "text": processors.tokens(["a"]),
+        "image": {"pixel_values": image.preparation.pixels([picture])},
+        "text": text.preparation.tokens(["a"]),
     }
     methods = {}
     for modality, modality_inputs in inputs.items():
         method_name = f"get_{modality}_features"
-        encode = getattr(backbone, method_name)
+        encode = getattr(saved_student.backbone, method_name)
         output_field: str | None = "pooler_output"
         if isinstance(encode(**modality_inputs), torch.Tensor):
             output_field = None
@@ -228,7 +223,6 @@ def albef_steps(then: Any = None) -> Any:
 def compare_embeddings(
     folder: Path,
     saved_student: SavedStudent,
-    processors: Processors,
     head: Head,
     as_written: bool,
 ) -> None:
@@ -236,8 +230,7 @@ def compare_embeddings(
 
     Args:
         folder: The folder.
-        saved_student: The student.
-        processors: Its processors.
+        saved_student: The student, a dual encoder.
         head: The head of the folder.
         as_written: Whether the folder's tokeniser takes texts as written.
 
@@ -252,9 +245,10 @@ def compare_embeddings(
     normalize = normalizer(saved_student.origin.config.data.normalizer)
     captions = list(map(normalize, PROBE_CAPTIONS))
     student = saved_student.student
+    towers = saved_student.towers
     images = probe_images()
-    image_features = student.encode_image(processors.pixels(images))
-    text_features = student.encode_text(processors.tokens(captions))
+    image_features = student.encode_image(towers.image.preparation.pixels(images))
+    text_features = student.encode_text(towers.text.preparation.tokens(captions))
     texts = captions
     if as_written:
         texts = PROBE_CAPTIONS

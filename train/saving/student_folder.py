@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cusa.data.embeddings import Head
 from cusa.data.errors import RunError, StudentError
+from cusa.train.build_student import BuiltStudent, build_student
 from cusa.train.config import Config
 from cusa.train.config_building import build_config
 from cusa.train.saving.plain_values import checked, named_as_damaged
@@ -32,7 +33,10 @@ from cusa.train.saving.tensors import (
     not_finite,
     save_tensors,
 )
-from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
+from cusa.train.student import Student
+from cusa.train.student_config import LoraConfig
+from cusa.train.towers.processors import Processors
+from cusa.train.towers.tower import Towers
 
 WEIGHTS_FILE = "student.safetensors"
 HEADS_FILE = "heads.safetensors"
@@ -86,9 +90,12 @@ class Origin:
                 is its path.
         """
         origin = checked(Origin, content, "origin")
-        if origin.config.student.name == "adapter" and len(origin.provenance.encoders) < 2:
+        stored = set(origin.config.student.stored)
+        if not stored <= origin.provenance.encoders.keys():
             raise RunError(
-                "an adapter has two encoders, one for images and one for texts", name="encoders"
+                f"a student with stored towers ({', '.join(sorted(stored))}) has an encoder for "
+                "each of them",
+                name="encoders",
             )
         return origin
 
@@ -99,16 +106,23 @@ class SavedStudent:
 
     Attributes:
         student: The model, in eval mode, on the CPU.
-        backbone: The transformers model within it; ``None`` for the adapter.
-        processors: Image processor and tokeniser of a Hugging Face student; ``None`` for the
-            adapter.
+        towers: Its towers.
         origin: Where its weights come from.
     """
 
     student: Student
-    backbone: Any
-    processors: Processors | None
+    towers: Towers
     origin: Origin
+
+    @property
+    def processors(self) -> Processors:
+        """Return what makes the inputs of towers that are not stored."""
+        return self.towers.processors
+
+    @property
+    def backbone(self) -> Any:
+        """Return the transformers model of a dual encoder; ``None`` for other students."""
+        return self.towers.backbone
 
 
 def save_student(path: Path, student: Student, origin: Origin) -> None:
@@ -189,7 +203,7 @@ def with_weights(
     """Make the student that an origin describes, with these weights.
 
     Args:
-        folder: The folder of a Hugging Face student's configuration.
+        folder: The folder that describes the models of its towers.
         tensors: All weights by name; for an export, only those of the heads.
         origin: Where the weights come from.
         is_export: Whether the backbone's weights are in transformers' own file in that folder.
@@ -197,7 +211,7 @@ def with_weights(
     Raises:
         CusaError: If the weights do not fit that student.
     """
-    student, processors, backbone = _empty_student(folder, origin, is_export)
+    student, towers = _empty_student(folder, origin, is_export)
     expected = student.state_dict()
     if is_export:
         expected = heads_of(expected)
@@ -208,8 +222,7 @@ def with_weights(
             "file changed?",
             path=folder,
         )
-    # An adapter was made on the meta device, without memory for its weights.
-    if backbone is None:
+    if origin.config.student.is_adapter:
         student.to_empty(device="cpu")
     student.load_state_dict(tensors, strict=not is_export)
     if is_export:
@@ -219,23 +232,23 @@ def with_weights(
                 f"the weights in {folder} cannot be used ({problem}); export them again",
                 path=folder,
             )
-    return SavedStudent(student.eval(), backbone, processors, origin)
+    return SavedStudent(student.eval(), towers, origin)
 
 
 def _empty_student(
     folder: Path,
     origin: Origin,
     is_export: bool,
-) -> tuple[Student, Processors | None, Any]:
-    """Make the student of an origin, its processors and its backbone, for weights to be loaded."""
+) -> BuiltStudent:
+    """Make the student of an origin, for weights to be loaded; an adapter without memory."""
     settings = origin.config.student
-    if settings.name != "adapter":
-        return dual_encoder_student(settings, str(folder), is_export)
-    encoders = origin.provenance.encoders
-    image_dim = encoders["image"].settings.dim
-    text_dim = encoders["text"].settings.dim
+    if is_export:  # which has no adapters any more
+        settings = dataclasses.replace(settings, lora=LoraConfig())
+    row_dims = origin.provenance.row_dims
+    if not settings.is_adapter:
+        return build_student(settings, row_dims, folder, is_export)
     with torch.device("meta"):  # allocate nothing before the sizes are compared with the weights
-        return adapter_student(settings, image_dim, text_dim), None, None
+        return build_student(settings, row_dims, folder, is_export)
 
 
 def heads_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

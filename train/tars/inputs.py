@@ -11,8 +11,8 @@ import torch
 
 from cusa.data.captions import normalizer
 from cusa.data.tars.open_tar import OpenTar
-from cusa.train.student import Processors
 from cusa.train.student_inputs import Inputs, pixels_of_file
+from cusa.train.towers.processors import ImagePreparation, Processors, Tokenization
 
 Item = TypeVar("Item")
 
@@ -37,89 +37,115 @@ class TarRows:
 BatchRows = Sequence[TarRows]  # of all pairs of a batch, tar by tar
 
 
-class TarInputs(Protocol):
-    """Reads a student's inputs for a batch whose pairs are in several tars."""
+class TarTowerInputs(Protocol):
+    """Reads a tower's inputs for a batch whose pairs are in several tars."""
 
-    @property
-    def teachers(self) -> Sequence[str]:
-        """Return the names of the teachers without whose rows a pair has no inputs."""
-
-    @property
-    def encoders(self) -> Sequence[str]:
-        """Return the names of the teachers whose rows are the inputs."""
-
-    @property
-    def reads_images(self) -> bool:
-        """Return whether pictures are read from the tars."""
-
-    def images(
+    def read(
         self,
         rows: BatchRows,
     ) -> Inputs:
-        """Read the image trunk's inputs, in the order of the batch."""
-
-    def texts(
-        self,
-        rows: BatchRows,
-    ) -> Inputs:
-        """Read the text trunk's inputs, in the order of the batch."""
+        """Read the inputs, in the order of the batch."""
 
 
 @dataclass(frozen=True)
-class StoredTarInputs:
-    """The adapter's inputs: rows of two encoders, so that no tar is read.
+class TarInputs:
+    """Reads a student's inputs for a batch whose pairs are in several tars.
 
     Attributes:
-        image_encoder: The image encoder's name in the set.
-        text_encoder: The text encoder's name in the set.
+        image: Reads the image tower's inputs.
+        text: Reads the text tower's inputs.
+        teachers: Names of the teachers without whose rows a pair has no inputs.
+        encoders: Names of the teachers whose rows are the inputs.
+        reads_images: Whether pictures are read from the tars.
     """
 
-    image_encoder: str
-    text_encoder: str
-    reads_images = False
-
-    @property
-    def encoders(self) -> tuple[str, str]:
-        """Return the names of both encoders."""
-        return self.image_encoder, self.text_encoder
-
-    @property
-    def teachers(self) -> tuple[str, str]:
-        """Return the names of the encoders: a pair needs the rows of both."""
-        return self.encoders
-
-    def images(
-        self,
-        rows: BatchRows,
-    ) -> torch.Tensor:
-        """Read float32 ``[B, image_dim]``."""
-        return gathered_image_rows(rows, self.image_encoder).float()
-
-    def texts(
-        self,
-        rows: BatchRows,
-    ) -> torch.Tensor:
-        """Read float32 ``[B, text_dim]``."""
-        return gathered_caption_rows(rows, self.text_encoder).float()
-
-
-@dataclass(frozen=True)
-class TarFileInputs:
-    """A Hugging Face student's inputs: pictures of the tars, decoded, and tokenised captions.
-
-    Attributes:
-        processors: The student's image processor and tokeniser.
-        normalizer_name: Name of the caption normaliser.
-        teachers: All teachers of the set: what one of them skipped is unreadable here, too.
-    """
-
-    processors: Processors
-    normalizer_name: str
+    image: TarTowerInputs
+    text: TarTowerInputs
     teachers: tuple[str, ...]
-    encoders = ()
-    reads_images = True
+    encoders: tuple[str, ...]
+    reads_images: bool
 
-    def images(
+
+def tar_inputs(
+    encoders: Mapping[str, str],
+    processors: Processors,
+    normalizer_name: str,
+    every_teacher: tuple[str, ...],
+) -> TarInputs:
+    """Make the reader of a student's inputs.
+
+    Args:
+        encoders: Names of the teachers whose rows are the inputs of stored towers, by ``"image"``
+            and ``"text"``.
+        processors: What makes the inputs of other towers.
+        normalizer_name: Name of the caption normaliser.
+        every_teacher: All teachers of the set: of a student that reads pictures or captions, what
+            one of them skipped is left out, as it is unreadable here, too.
+    """
+    readers: dict[str, TarTowerInputs] = {}
+    if "image" in encoders:
+        readers["image"] = StoredTarImages(encoders["image"])
+    if "text" in encoders:
+        readers["text"] = StoredTarTexts(encoders["text"])
+    if processors.image is not None:
+        readers["image"] = TarPictures(processors.image)
+    if processors.text is not None:
+        readers["text"] = TarCaptions(processors.text, normalizer_name)
+    encoder_names = tuple(encoders.values())
+    teachers = encoder_names
+    if processors.read_files:
+        teachers = every_teacher
+    reads_images = processors.image is not None
+    return TarInputs(readers["image"], readers["text"], teachers, encoder_names, reads_images)
+
+
+@dataclass(frozen=True)
+class StoredTarImages:
+    """A stored image tower's inputs, so that no tar is read.
+
+    Attributes:
+        encoder: The encoder's name in the set.
+    """
+
+    encoder: str
+
+    def read(
+        self,
+        rows: BatchRows,
+    ) -> torch.Tensor:
+        """Read float32 ``[B, dim]``."""
+        return gathered_image_rows(rows, self.encoder).float()
+
+
+@dataclass(frozen=True)
+class StoredTarTexts:
+    """A stored text tower's inputs.
+
+    Attributes:
+        encoder: The encoder's name in the set.
+    """
+
+    encoder: str
+
+    def read(
+        self,
+        rows: BatchRows,
+    ) -> torch.Tensor:
+        """Read float32 ``[B, dim]``."""
+        return gathered_caption_rows(rows, self.encoder).float()
+
+
+@dataclass(frozen=True)
+class TarPictures:
+    """An image tower's inputs: pictures of the tars, decoded.
+
+    Attributes:
+        preparation: Preprocesses pictures.
+    """
+
+    preparation: ImagePreparation
+
+    def read(
         self,
         rows: BatchRows,
     ) -> torch.Tensor:
@@ -137,10 +163,23 @@ class TarFileInputs:
             for position, image_row in zip(positions, image_rows, strict=True):
                 path = tar.image_path(image_row)
                 content = tar.image(image_row)
-                pixels[position] = pixels_of_file(self.processors, path, content)
+                pixels[position] = pixels_of_file(self.preparation, path, content)
         return torch.cat(_in_order_of_batch(pixels))
 
-    def texts(
+
+@dataclass(frozen=True)
+class TarCaptions:
+    """A text tower's inputs: tokenised captions.
+
+    Attributes:
+        tokenization: Tokenises captions.
+        normalizer_name: Name of the caption normaliser.
+    """
+
+    tokenization: Tokenization
+    normalizer_name: str
+
+    def read(
         self,
         rows: BatchRows,
     ) -> dict[str, torch.Tensor]:
@@ -152,7 +191,7 @@ class TarFileInputs:
             tar_captions = rows_of_tar.tar.captions[rows_of_tar.caption_rows]
             for position, caption in zip(positions, tar_captions, strict=True):
                 captions[position] = normalize(caption)
-        return self.processors.tokens(_in_order_of_batch(captions))
+        return self.tokenization.tokens(_in_order_of_batch(captions))
 
 
 def _in_order_of_batch(by_position: Mapping[int, Item]) -> list[Item]:

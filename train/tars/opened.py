@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from cusa.data.tars.cache import TarCache
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.tars.units import is_parquet
 from cusa.train.config import Config, DataConfig
-from cusa.train.saving.provenance import Provenance, StoredTeacher
-from cusa.train.student import Processors
-from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs, TarInputs
+from cusa.train.saving.provenance import Provenance
+from cusa.train.tars.inputs import tar_inputs
 from cusa.train.tars.pairs import TarSetPairs, rows_read
 from cusa.train.tars.source import InPlace, TarSource
 from cusa.train.tars.supply import TarSupply
+from cusa.train.towers.processors import Processors
 
 # Tars that are open beyond those of the streams' windows, as batches lie across two of them.
 _MORE_OPEN = 2
@@ -28,7 +27,7 @@ def open_tar_pairs(
     tar_set: TarSet,
     config: Config,
     provenance: Provenance,
-    processors: Processors | None,
+    processors: Processors,
 ) -> tuple[TarSetPairs, TarSupply]:
     """Open the trainable pairs of a set, and their supply with tars.
 
@@ -36,19 +35,16 @@ def open_tar_pairs(
         tar_set: The set.
         config: The run's settings, resolved.
         provenance: What the run uses of the set.
-        processors: A Hugging Face student's processors; ``None`` for an adapter.
+        processors: What makes the inputs of towers that are not stored.
 
     Raises:
         CusaError: If the folder of the tars is missing.
     """
-    inputs: TarInputs
-    if processors is None:
-        image_encoder, text_encoder = _names(provenance.encoders)
-        inputs = StoredTarInputs(image_encoder, text_encoder)
-    else:
+    if processors.image is not None:
         _require_image_root(tar_set)
-        every_teacher = tuple(tar_set.manifest.teachers)
-        inputs = TarFileInputs(processors, config.data.normalizer, every_teacher)
+    every_teacher = tuple(tar_set.manifest.teachers)
+    normalizer = config.data.normalizer
+    inputs = tar_inputs(provenance.encoder_names, processors, normalizer, every_teacher)
     teachers = provenance.teachers.map(attrgetter("name"))
     teachers_read = rows_read(teachers, inputs)
     source = _source(tar_set, config.data, teachers_read, inputs.reads_images)
@@ -57,11 +53,6 @@ def open_tar_pairs(
     tar_names = tuple(tar_set.manifest.names)
     supply = TarSupply(pairs, tar_names, source, n_at_once)
     return pairs, supply
-
-
-def _names(models: Mapping[str, StoredTeacher]) -> tuple[str, ...]:
-    """Return the names of models that are given by modality."""
-    return tuple(model.name for model in models.values())
 
 
 def _source(

@@ -116,8 +116,8 @@ class TarSetPairs(Dataset[Batch]):
             partial(gathered_caption_rows, rows),
         )
         return Batch(
-            images=self._inputs.images(rows),
-            texts=self._inputs.texts(rows),
+            images=self._inputs.image.read(rows),
+            texts=self._inputs.text.read(rows),
             teacher_image=teachers.image,
             teacher_text=teachers.text,
             image_ids=torch.from_numpy(image_ids),

@@ -54,7 +54,7 @@ def test_new_images_and_texts_get_the_embeddings_that_evaluation_has(runs, kind)
     student = cusa.load_student(runs / kind, device="cpu")
     store = EmbeddingStore(runs / "store.h5")
     saved = load_trained(runs / kind)
-    names = ("vit", "words") if kind == "adapter" else ()
+    names = {"image": "vit", "text": "words"} if kind == "adapter" else {}
     sources = student_sources(store, "val", saved.origin.config, names, saved.processors)
     expected = encode_split(saved.student, sources, "cpu")
     split = store.split("val")

@@ -28,12 +28,12 @@ from cusa.eval.models.any_model import load_encoder
 from cusa.eval.models.batched import encode_images, encode_texts
 from cusa.eval.models.devices import one_at_a_time
 from cusa.eval.models.student import load_student
+from cusa.train.build_student import build_student
 from cusa.train.config_building import build_config
 from cusa.train.saving.export import export_hf, export_sentence_transformers
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import Checkpoints
 from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, SavedStudent, save_student
-from cusa.train.student import dual_encoder_student
 from tests.helpers import (
     Fault,
     fault_of,
@@ -88,12 +88,11 @@ def home(tmp_path_factory):
     config = build_config(
         {"student": {"name": str(clip)}, "loss": {"terms": ["contrastive", "usa"]}}
     )
-    student, processors, backbone = dual_encoder_student(config.student, str(clip), True)
+    student, towers = build_student(config.student)
     origin = Origin(config, Provenance("made-up", {}, {}, {}), 1, 1, {}, 1)
     save_student(folder / "run" / "best" / WEIGHTS_FILE, student, origin)
-    backbone.config.save_pretrained(folder / "run" / "best")
-    processors.save(folder / "run" / "best")
-    saved = SavedStudent(student.eval(), backbone, processors, origin)
+    towers.save(folder / "run" / "best")
+    saved = SavedStudent(student.eval(), towers, origin)
     export_hf(saved, folder / "exported")
     export_sentence_transformers(saved, folder / "st-exported")
     weights = {f"student.{name}": -tensor for name, tensor in student.state_dict().items()}

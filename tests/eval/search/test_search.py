@@ -28,10 +28,10 @@ from cusa.eval.search.index_folder import IndexSummary, Skipped, latest_index
 from cusa.eval.search.search import Answer, Hit, answer, write_contact_sheet
 from cusa.eval.search.search_index import SearchIndex
 from cusa.eval.search.sources import read_texts
+from cusa.train.build_student import build_student
 from cusa.train.config_building import build_config
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, save_student
-from cusa.train.student import dual_encoder_student
 from tests.helpers import Fault, fault_of, make_images, make_tiny_clip, run_ok
 
 TEXTS = [f"picture number {i} version {i * 7 % 13}" for i in range(30)]
@@ -42,14 +42,13 @@ def make_student(folder, clip, terms, seed=0):
     """A student with random heads, as a folder."""
     config = build_config({"student": {"name": str(clip)}, "loss": {"terms": terms}})
     torch.manual_seed(seed)
-    student, processors, backbone = dual_encoder_student(config.student, str(clip), True)
+    student, towers = build_student(config.student)
     save_student(
         folder / WEIGHTS_FILE,
         student,
         Origin(config, Provenance("made-up", {}, {}, {}), 1, 1, {}, 1),
     )
-    backbone.config.save_pretrained(folder)
-    processors.save(folder)
+    towers.save(folder)
     return folder
 
 

@@ -18,6 +18,7 @@ import torch
 
 from cusa.eval.models.any_model import load_encoder
 from cusa.eval.models.student import load_student
+from cusa.train.build_student import build_student
 from cusa.train.config_building import build_config
 from cusa.train.saving.export import export_hf, export_sentence_transformers
 from cusa.train.saving.provenance import Provenance
@@ -29,7 +30,7 @@ from cusa.train.saving.student_folder import (
     load_saved,
     save_student,
 )
-from cusa.train.student import StudentConfig, dual_encoder_student
+from cusa.train.student_config import StudentConfig
 from tests.fuzz.harness import Target
 from tests.fuzz.mutations import (
     BYTE_MUTATORS,
@@ -57,12 +58,11 @@ def folders() -> Path:
         {"student": {"name": str(clip), "embed_dim": 8}, "loss": {"terms": ["contrastive", "usa"]}}
     )
     torch.manual_seed(0)
-    student, processors, backbone = dual_encoder_student(config.student, str(clip), True)
+    student, towers = build_student(config.student)
     origin = Origin(config, Provenance("made-up", {}, {}, {}), 1, 1, {}, 1)
-    saved = SavedStudent(student.eval(), backbone, processors, origin)
+    saved = SavedStudent(student.eval(), towers, origin)
     save_student(root / "student" / WEIGHTS_FILE, student, origin)
-    backbone.config.save_pretrained(root / "student")
-    processors.save(root / "student")
+    towers.save(root / "student")
     export_hf(saved, root / "hf")
     export_sentence_transformers(saved, root / "st")
     return root
@@ -157,8 +157,7 @@ def read_exported_weights(path: Path) -> dict[str, np.ndarray]:
 def read_weights(path: Path) -> dict[str, np.ndarray]:
     """The weights that training would begin with."""
     folder = str(path.parent)
-    _, _, backbone = dual_encoder_student(StudentConfig(name=folder), folder, pretrained=True)
-    return weights_of(backbone)
+    return weights_of(build_student(StudentConfig(name=folder)).towers.backbone)
 
 
 def weights_of(model: Any) -> dict[str, np.ndarray]:

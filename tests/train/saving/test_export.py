@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cusa.data.captions import normalize_caption
 from cusa.data.errors import CusaError, RunError, SettingError, StudentError
 from cusa.data.images import load_image
 from cusa.eval.models.student import StudentEncoder, load_student
+from cusa.train.build_student import build_student
 from cusa.train.config_building import build_config
 from cusa.train.saving import export as exports
 from cusa.train.saving import sentence_transformers_modules as modules
@@ -32,7 +34,6 @@ from cusa.train.saving.student_folder import (
     load_saved,
     save_student,
 )
-from cusa.train.student import adapter_student, dual_encoder_student
 from tests.helpers import make_images, make_tiny_clip, settings
 
 TEXTS = [
@@ -142,13 +143,12 @@ def _model(kind, folder):
 def _saved(folder, kind="clip", **origin):
     torch.manual_seed(3)
     made = _origin(**origin)
-    student, processors, backbone = dual_encoder_student(
-        made.config.student, str(_model(kind, folder)), True
-    )
+    config = replace(made.config.student, name=str(_model(kind, folder)))
+    student, towers = build_student(config)
     for heads in (student.image_heads, student.text_heads):
         for parameter in heads.parameters():  # LayerNorms and biases that do something, too
             torch.nn.init.normal_(parameter)
-    return SavedStudent(student.eval(), backbone, processors, made)
+    return SavedStudent(student.eval(), towers, made)
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,8 @@ def test_tokenizers_normalise_as_we_do(text):
 
 def test_an_adapter_is_not_exported(tmp_path):
     origin = _origin(student="adapter")
-    saved = SavedStudent(adapter_student(origin.config.student, 8, 8), None, None, origin)
+    built = build_student(origin.config.student, {"image": 8, "text": 8})
+    saved = SavedStudent(*built, origin)
     for function in (export_hf, export_sentence_transformers):
         with pytest.raises(StudentError) as error:
             function(saved, tmp_path / "out")
@@ -377,8 +378,7 @@ def test_an_export_with_other_embeddings_is_refused(students, tmp_path, monkeypa
 def run(students, tmp_path):
     """A run directory with a best student, evaluated on its test split."""
     saved, best = students["clip"], tmp_path / "run" / "best"
-    saved.backbone.config.save_pretrained(best)
-    saved.processors.save(best)
+    saved.towers.save(best)
     save_student(best / WEIGHTS_FILE, saved.student, saved.origin)
     recalls = {"r1": 22.25, "r5": 40.0, "r10": 50.0}
     metrics = {

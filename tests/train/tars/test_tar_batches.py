@@ -18,11 +18,12 @@ from cusa.data.tars.pairs import read_pairs_of_tar
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
-from cusa.train.tars.inputs import StoredTarInputs, TarFileInputs
+from cusa.train.tars.inputs import tar_inputs
 from cusa.train.tars.pairs import ImageNames, TarSetPairs
 from cusa.train.tars.source import InPlace
 from cusa.train.tars.supply import TarSupply
 from cusa.train.teacher_set import TeacherSet
+from cusa.train.towers.processors import Processors
 from tests.data.tars.tar_files import jpeg, write_rows, write_set, write_tars
 from tests.helpers import Fault, fault_of
 
@@ -39,8 +40,13 @@ def tar_set(tmp_path):
     return write_set(tmp_path / "set", tars, SKIPPED, caption="json:all")
 
 
+def _stored_inputs():
+    encoders = dict(zip(("image", "text"), TEACHERS, strict=True))
+    return tar_inputs(encoders, Processors(), "none", TEACHERS)
+
+
 def _pairs(tar_set, n_open=2):
-    return TarSetPairs(tar_set, StoredTarInputs(*TEACHERS), USED_TEACHERS, n_open)
+    return TarSetPairs(tar_set, _stored_inputs(), USED_TEACHERS, n_open)
 
 
 def test_every_part_of_a_pair_is_of_the_same_image_and_caption(tar_set):
@@ -75,7 +81,7 @@ def test_several_teachers_and_cross_modal_ones(tar_set):
         tar = tar_set.image_root / f"{number:05d}.tar"
         write_rows(tar_set.path, read_pairs_of_tar(tar, "json:all", False), "more-eyes", "image")
     write_manifest(tar_set.path, build_manifest(tar_set.path, SetOrigin(str(tar_set.image_root))))
-    pairs = TarSetPairs(TarSet(tar_set.path), StoredTarInputs(*TEACHERS), teachers, 2)
+    pairs = TarSetPairs(TarSet(tar_set.path), _stored_inputs(), teachers, 2)
     numbers = np.arange(0, len(pairs), 5)
     batch = pairs[numbers]
     eyes, more_eyes = batch.teacher_image
@@ -245,8 +251,12 @@ class Greys:
         return captions
 
 
+def _file_inputs():
+    return tar_inputs({}, Processors(Greys(), Greys()), "none", TEACHERS)
+
+
 def test_pictures_and_captions_are_those_of_their_pairs(tmp_path, tar_set):
-    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), USED_TEACHERS, 2)
+    pairs = TarSetPairs(tar_set, _file_inputs(), USED_TEACHERS, 2)
     numbers = [14, 0, 35, 13]
     batch = pairs[numbers]
     greys = [load_image(tmp_path, jpeg(image)) for image in batch.image_ids.tolist()]
@@ -264,7 +274,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_by_tar_and_file(tmp_path, tar
     start, size = int(stored.image_offsets[2]), int(stored.image_sizes[2])
     content[start : start + size] = bytes(size)
     path.write_bytes(content)
-    pairs = TarSetPairs(tar_set, TarFileInputs(Greys(), "none", TEACHERS), USED_TEACHERS, 2)
+    pairs = TarSetPairs(tar_set, _file_inputs(), USED_TEACHERS, 2)
     with pytest.raises(ImageError) as caught:
         pairs[[0, 14]]
     assert caught.value.path == path / stored.images[2]

@@ -15,9 +15,10 @@ from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.saving.run_dir import load_run
-from cusa.train.tars.inputs import TarFileInputs
+from cusa.train.tars.inputs import tar_inputs
 from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.supply import TarSupply
+from cusa.train.towers.processors import Processors
 from cusa.train.trainer import Trainer
 from tests.data.tars.tar_files import write_set, write_tars
 from tests.helpers import ADAPTER, Fault, fault_of, kill_at, make_tiny_clip, run_failure, run_ok
@@ -68,9 +69,13 @@ def expected(folder, tmp_path_factory):
     return runs
 
 
+def _file_inputs():
+    return tar_inputs({}, Processors(Greys(), Greys()), "none", TEACHERS)
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_batches_are_those_of_the_files_on_this_machine(folder, server, workers):
-    inputs = TarFileInputs(Greys(), "none", TEACHERS)
+    inputs = _file_inputs()
     local = TarSetPairs(TarSet(folder / "set"), inputs, USED_TEACHERS, 4)
     remote_set = TarSet(SET, Path(TARS))
     cache = TarCache(remote_set, None, 0, TEACHERS, needs_images=True)
@@ -95,9 +100,7 @@ def test_batches_are_those_of_the_files_on_this_machine(folder, server, workers)
 def test_what_was_deleted_is_closed_when_another_tar_is_opened(folder, tmp_path):
     local = TarSet(folder / "set")
     cache = TarCache(local, tmp_path / "cache", 0, TEACHERS, needs_images=True)
-    pairs = TarSetPairs(
-        cache.files, TarFileInputs(Greys(), "none", TEACHERS), USED_TEACHERS, N_TARS
-    )
+    pairs = TarSetPairs(cache.files, _file_inputs(), USED_TEACHERS, N_TARS)
     for number, tar in enumerate(local.manifest.names):
         cache.bring(tar)
         pairs[[number * N_PAIRS]]

@@ -66,6 +66,24 @@ def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(
     assert_same_run(undisturbed, run_dir)
 
 
+@pytest.mark.parametrize(
+    ("image", "text"), [("hf:{clip}", "stored:words"), ("stored:eyes", "hf:{clip}")]
+)
+def test_a_half_stored_student_resumes(folder, tmp_path, image, text):
+    """Pictures are read of tars, and captions of the set, where a tower needs them."""
+    towers = ("--set", f"student.image={image}", "--set", f"student.text={text}")
+    options = [option.format(clip=folder / "clip") for option in towers]
+    sizes = ("--set", "student.hidden_dim=16", "--set", "student.embed_dim=8", "--warmup", 0)
+    arguments = ("--embeddings", folder / "set", *options, *sizes, *STEPS)
+    run_ok("train", *arguments, "--workers", 0, "--run-dir", tmp_path / "whole")
+    arguments = (*arguments, "--workers", 1, "--run-dir", tmp_path / "run")
+    patch = kill_at(Trainer, "_train_on", 5, signal.SIGKILL, 1)
+    killed = ForkedCommand("train", *arguments, patch=patch).wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_ok("train", "--resume", "--run-dir", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_a_run_says_what_it_was_trained_on(folder, whole):
     _, run_dir = whole
     config, provenance = load_run(run_dir)

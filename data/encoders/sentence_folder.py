@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import FileFormatError, TeacherError
+from cusa.data.errors import WEIGHTS, CusaError, FileFormatError
 from cusa.data.parsing import read_json
 from cusa.data.pretrained import lacking
 from cusa.data.quiet import quiet_transformers
-from cusa.precompute.teachers.base import WEIGHTS
 
 _OWN_NAMESPACE = "sentence_transformers."
 
@@ -22,17 +21,19 @@ def module_path(folder: Path, number: int) -> str:
         FileFormatError: If ``modules.json`` cannot be read.
     """
     path = folder / "modules.json"
-    modules = read_json(path) if path.is_file() else []
+    modules = []
+    if path.is_file():
+        modules = read_json(path)
     if number >= len(modules):
         return ""
     return str(modules[number]["path"])
 
 
-def refuse_own_code(folder: Path) -> None:
+def refuse_own_code(folder: Path, error_class: type[CusaError]) -> None:
     """Refuse modules of other packages, which older versions of sentence-transformers load.
 
     Raises:
-        TeacherError: If a module's class is not one of sentence-transformers.
+        CusaError: An ``error_class``, if a module's class is not one of sentence-transformers.
         FileFormatError: If the list of modules cannot be read.
     """
     for path in (folder / "modules.json", *folder.glob("*/router_config.json")):
@@ -45,7 +46,7 @@ def refuse_own_code(folder: Path) -> None:
                 f"{folder} needs code of its own ({reference}), which is not run; use a model "
                 "of sentence-transformers' own modules"
             )
-            raise TeacherError(message, path=path, name=reference)
+            raise error_class(message, path=path, name=reference)
 
 
 def _module_types(path: Path) -> Iterator[str]:
@@ -66,11 +67,16 @@ def _module_types(path: Path) -> Iterator[str]:
         yield name
 
 
-def refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
+def refuse_missing_weights(
+    model: Any,
+    folder: Path,
+    source: str,
+    error_class: type[CusaError],
+) -> None:
     """Refuse a model some of whose weights are missing, and so initialised at random.
 
     Raises:
-        TeacherError: Names a missing weight.
+        CusaError: An ``error_class``, which names a missing weight.
     """
     from transformers.utils import is_accelerate_available
 
@@ -78,7 +84,9 @@ def refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
         return
     # sentence-transformers does not pass on transformers' report, so load once more; on the device
     # "meta", no weight is read.
-    device = {"device_map": "meta"} if is_accelerate_available() else {}
+    device = {}
+    if is_accelerate_available():
+        device = {"device_map": "meta"}
     with quiet_transformers():
         _, report = type(model).from_pretrained(
             folder,
@@ -91,4 +99,4 @@ def refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
     missing = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]
     if missing:
         message = lacking(source, sorted(missing))
-        raise TeacherError(message, path=folder, location=WEIGHTS, name=source)
+        raise error_class(message, path=folder, location=WEIGHTS, name=source)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
-from cusa.data.errors import TeacherError
-from cusa.precompute.teachers.base import FEATURE_OF_POOLING, POOLING, Pooling, Tensors
+from cusa.data.errors import WEIGHTS, CusaError, TeacherError
+from cusa.data.pretrained import lacking
 
-PIXELS = "pixel_values"
+Pooling = Literal["cls", "mean", "pooler"]
+Tensors = torch.Tensor | Mapping[str, Any]
 NamedTensors = Mapping[str, torch.Tensor]
+PIXELS = "pixel_values"
+# ``location`` of the error if a model lacks the requested pooling.
+POOLING = "pooling"
+# The part of a model's output that each pooling takes.
+FEATURE_OF_POOLING: dict[Pooling, str] = {"cls": "first_token", "mean": "mean", "pooler": "pooler"}
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
@@ -20,8 +26,60 @@ def is_dual_encoder(model: Any) -> bool:
     return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 
+def refuse_missing(
+    source: str,
+    missing: Sequence[str],
+    error_class: type[CusaError],
+) -> bool:
+    """Refuse a vision model some of whose weights are missing, apart from those of its pooler.
+
+    Args:
+        source: Its folder or hub name.
+        missing: Names of the weights that its files lack.
+        error_class: Class of the error to raise.
+
+    Returns:
+        Whether the pooler's weights are missing.
+
+    Raises:
+        CusaError: An ``error_class``, which names a missing weight.
+    """
+    lacks_pooler = False
+    needed = []
+    for name in missing:
+        if "pooler" in name.split("."):
+            lacks_pooler = True
+        elif not name.endswith("mask_token"):  # used in pretraining only
+            needed.append(name)
+    if needed:
+        raise error_class(lacking(source, needed), location=WEIGHTS, name=source)
+    return lacks_pooler
+
+
+def refuse_other_models(model: Any, error_class: type[CusaError]) -> None:
+    """Refuse models that are not image encoders: generative models, detectors, text models.
+
+    Args:
+        model: A model of transformers.
+        error_class: Class of the error to raise.
+
+    Raises:
+        CusaError: An ``error_class``.
+    """
+    if is_dual_encoder(model):
+        return
+    name = type(model).__name__
+    if model.main_input_name != PIXELS:
+        problem = f"takes {model.main_input_name}, not pixels"
+    elif getattr(model.config, "is_encoder_decoder", False) or hasattr(model, "get_image_features"):
+        problem = "is more than an image encoder"
+    else:
+        return
+    raise error_class(f"{name} {problem}; use another model for images", name=name)
+
+
 def named_inputs(inputs: Any) -> NamedTensors:
-    """Return a batch of images of one size, from :func:`.stacked`, as tensors by name."""
+    """Return a batch of images of one size, as tensors by name."""
     if isinstance(inputs, Mapping):
         return inputs
     return {PIXELS: inputs}
@@ -30,6 +88,11 @@ def named_inputs(inputs: Any) -> NamedTensors:
 class VisionEncoder:
     """A vision model as a function from a batch of images to their rows.
 
+    The row of an image is the first of these that the model has: the projected image features of a
+    dual encoder (``image_features``) or of an image tower with a projection (``image_embeds``); the
+    pooled output (``pooler``), unless its weights are missing; the class token of the last layer
+    (``first_token``); the mean over the patches or the feature map (``mean``).
+
     Args:
         model: A transformers model in eval mode.
         lacks_pooler: Whether weights that the pooled output needs are missing.
@@ -37,7 +100,7 @@ class VisionEncoder:
         probe: Inputs of several images, to try the model on.
 
     Attributes:
-        feature: The part of the output that becomes the row, a key of :data:`.FEATURES`.
+        feature: The part of the output that becomes the row, such as ``"pooler"``.
         dim: Embedding dimension.
 
     Raises:
@@ -54,13 +117,15 @@ class VisionEncoder:
     ) -> None:
         self._model = model
         self._name = type(model).__name__
-        self._tower = self._image_tower() if pooling is not None else model
+        self._tower = model
+        if pooling is not None:
+            self._tower = self._image_tower()
         self._lacks_pooler = lacks_pooler
         parameters = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
         self._has_class_token = not parameters.isdisjoint(_CLASS_TOKENS)
         self._leading_tokens = _count_leading_tokens(parameters, model.config)
 
-        with torch.inference_mode():
+        with torch.no_grad():
             if pooling is None and is_dual_encoder(model):
                 self.feature = "image_features"
             else:
@@ -78,8 +143,9 @@ class VisionEncoder:
         named = named_inputs(inputs)
         if self.feature == "image_features":
             features = self._model.get_image_features(**named)
-            # Some versions of transformers return an output object.
-            return features if isinstance(features, torch.Tensor) else features.pooler_output
+            if isinstance(features, torch.Tensor):
+                return features
+            return features.pooler_output  # of some versions of transformers
 
         output = self._run(named)
         if self.feature == "image_embeds":
@@ -118,7 +184,8 @@ class VisionEncoder:
         """Choose the part of the output that becomes the row; refuse a pooling it lacks."""
         if pooling is None and getattr(output, "image_embeds", None) is not None:
             return "image_embeds"
-        is_pooled = not self._lacks_pooler and getattr(output, "pooler_output", None) is not None
+        is_pooled = getattr(output, "pooler_output", None) is not None
+        is_pooled = is_pooled and not self._lacks_pooler
         begins_with_class_token = self._begins_with_class_token(output, probe)
         if pooling == "pooler" and not is_pooled:
             raise self._no_pooling(
@@ -136,7 +203,9 @@ class VisionEncoder:
 
     def _begins_with_class_token(self, output: Any, probe: NamedTensors) -> bool:
         tokens = getattr(output, "last_hidden_state", None)
-        if not self._has_class_token or tokens is None or tokens.ndim != 3:
+        if not self._has_class_token or tokens is None:
+            return False
+        if tokens.ndim != 3:
             return False
         n_patches = self._count_patches(probe[PIXELS])
         return n_patches is None or tokens.shape[1] >= self._leading_tokens + n_patches
@@ -150,7 +219,9 @@ class VisionEncoder:
             return (features * weights).sum(dim=1) / weights.sum(dim=1)
 
         n_tokens = features.shape[1]
-        first_patch = self._leading_tokens if self._leading_tokens < n_tokens else 0
+        first_patch = self._leading_tokens
+        if first_patch >= n_tokens:
+            first_patch = 0
         n_patches = self._count_patches(inputs[PIXELS])
         if n_patches is None or n_tokens < self._leading_tokens + n_patches:
             n_patches = n_tokens
@@ -162,7 +233,9 @@ class VisionEncoder:
         if not isinstance(size, list | tuple) or len(size) != 2:
             size = (size, size)
         height, width = size
-        if not isinstance(height, int) or not isinstance(width, int) or pixels.ndim != 4:
+        if not isinstance(height, int) or not isinstance(width, int):
+            return None
+        if pixels.ndim != 4:
             return None
         return (pixels.shape[2] // height) * (pixels.shape[3] // width)
 
@@ -183,7 +256,9 @@ def _begins_with_pooled_output(output: Any) -> bool:
     """Return whether the first of several tokens is the pooled output, as in DINOv3 ConvNeXt."""
     tokens = getattr(output, "last_hidden_state", None)
     pooled = getattr(output, "pooler_output", None)
-    if tokens is None or pooled is None or tokens.ndim != 3 or tokens.shape[1] < 2:
+    if tokens is None or pooled is None:
+        return False
+    if tokens.ndim != 3 or tokens.shape[1] < 2:
         return False
     first_token = tokens[:, 0]
     return pooled.shape == first_token.shape and torch.equal(pooled, first_token)

@@ -1,0 +1,116 @@
+"""Making a student's towers as its settings describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cusa.data.encoders.packaged_models import MINILM, minilm_folder
+from cusa.data.errors import StudentError
+from cusa.train.student import Student
+from cusa.train.student_config import MODALITIES, Modality, StudentConfig
+from cusa.train.towers.dual_encoder import dual_towers
+from cusa.train.towers.hugging_face import image_tower, text_tower
+from cusa.train.towers.lora import add_adapters
+from cusa.train.towers.packaged import efficientnet_tower, sentence_tower
+from cusa.train.towers.tower import Tower, Towers, stored_tower
+
+
+class BuiltStudent(NamedTuple):
+    """A student and its towers."""
+
+    student: Student
+    towers: Towers
+
+
+def build_student(
+    config: StudentConfig,
+    row_dims: Mapping[str, int] | None = None,
+    folder: Path | None = None,
+    pretrained: bool = True,
+) -> BuiltStudent:
+    """Make the student that settings describe.
+
+    Args:
+        config: The settings.
+        row_dims: Dimension of the rows of each stored tower, by ``"image"`` and ``"text"``.
+        folder: The folder of a student, which tells what its towers are made from (see
+            :meth:`.Towers.save`); ``None``: the models that the settings name.
+        pretrained: Whether to load the models' weights; if not, they are random, for a checkpoint
+            to replace.
+
+    Raises:
+        CusaError: If a model cannot be loaded, or does not fit; the message says what to do.
+    """
+    if config.dual_encoder is not None:
+        towers = dual_towers(str(folder or config.dual_encoder), pretrained)
+    else:
+        made = {}
+        for modality in MODALITIES:
+            made[modality] = _tower(config, modality, row_dims or {}, folder, pretrained)
+        towers = Towers(made["image"], made["text"])
+    student = Student(towers, config.embed_dim)
+    choose_trained(towers, config)
+    return BuiltStudent(student, towers)
+
+
+def choose_trained(
+    towers: Towers,
+    config: StudentConfig,
+) -> None:
+    """Freeze towers and give them LoRA adapters, as settings say; train all others.
+
+    Args:
+        towers: Towers without adapters.
+        config: The settings.
+
+    Raises:
+        CusaError: As :func:`add_adapters` raises it.
+    """
+    for modality in MODALITIES:
+        tower = towers.of(modality)
+        if tower.model is not None:
+            tower.model.requires_grad_(True)
+            tower.trunk.freeze(modality in config.freeze)
+    if config.lora.towers:
+        adapted_towers = [towers.of(modality) for modality in config.lora.towers]
+        add_adapters(adapted_towers, config.lora)
+
+
+def _tower(
+    config: StudentConfig,
+    modality: Modality,
+    row_dims: Mapping[str, int],
+    folder: Path | None,
+    pretrained: bool,
+) -> Tower:
+    spec = config.towers[modality]
+    source = spec.name
+    if folder is not None:
+        source = str(folder / modality)
+    if spec.is_stored:
+        return stored_tower(row_dims[modality], config.hidden_dim, config.dropout)
+    if spec.kind == "efficientnet-lite0":
+        return efficientnet_tower(pretrained)
+    if spec.kind == "hf":
+        make = {"image": image_tower, "text": text_tower}[modality]
+        return make(source, pretrained)
+    if not source:
+        source = minilm_folder(StudentError)
+    return sentence_tower(source)
+
+
+def described_in(
+    folder: Path,
+    config: StudentConfig,
+) -> list[Path]:
+    """Return the files of a student's folder that describe the models of its towers."""
+    if config.dual_encoder is not None:
+        return [folder / "config.json"]
+    descriptions = {"hf": "config.json", "st": "modules.json", MINILM: "modules.json"}
+    paths = []
+    for modality, tower in config.towers.items():
+        if tower.kind in descriptions:
+            paths.append(folder / modality / descriptions[tower.kind])
+    return paths
