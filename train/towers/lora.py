@@ -75,7 +75,7 @@ def _layers(
         problem = f"{type(tower.model).__name__} has no linear layers; name others"
     raise SettingError(
         f"setting student.lora.targets: {problem}; its layers are "
-        f"{', '.join(layers[:_SHOWN_LAYERS])}, ...",
+        f"{', '.join(layers[:_SHOWN_LAYERS])} and others",
         name="student.lora.targets",
     )
 
