@@ -42,7 +42,7 @@ from loading import machine
 from rich.console import Console
 from rich.table import Table
 
-SMOKE = ("--kills 2", "--kills 1 --tars --cache", "--kills 1 --towers")
+SMOKE = ("--kills 1 --tars --cache", "--kills 1 --towers")
 CLIP_SHARE = 4  # one run in so many
 STARTING = "starting"
 

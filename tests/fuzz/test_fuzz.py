@@ -15,7 +15,7 @@ from tests.fuzz.harness import ONE_LINE, RIGHT, Limits, Target, mutated, run_tar
 from tests.fuzz.mutations import truncate
 from tests.fuzz.targets import all_targets
 
-_CASES = 600
+_CASES = 300
 
 
 def test_a_few_mutations_of_every_kind_of_file(tmp_path):

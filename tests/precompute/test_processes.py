@@ -492,7 +492,7 @@ def test_a_note_tells_that_the_disk_is_too_small(tmp_path, manifest, teachers, m
     assert "0.0 GB will be written" in text
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 12), (2, 5)])
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 6), (2, 3)])
 def test_killed_anywhere_a_rerun_gives_the_same_bytes(ranks, kills):
     """The short form of benchmarks/crash.py."""
     command = [
