@@ -93,7 +93,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure, print a table, write the figures to --out."""
-    results: dict[str, Any] = {**machine(), "device": device, "sizes": []}
+    results: dict[str, Any] = {"machine": machine(), "device": device, "sizes": []}
     for n_pairs in map(int, sizes.split(",")):
         default_rounds = 100 if n_pairs <= 512 else 7
         results["sizes"].append(measure(n_pairs, rounds or default_rounds, device))

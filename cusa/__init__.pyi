@@ -32,6 +32,7 @@ from .train.loss.batch import Candidates as Candidates
 from .train.loss.config import LossConfig as LossConfig
 from .train.loss.cusa_loss import CUSALoss as CUSALoss
 from .train.loss.cusa_loss import LossTerms as LossTerms
+from .train.loss.features import FeatureDims as FeatureDims
 from .train.loss.functions import contrastive_loss as contrastive_loss
 from .train.loss.functions import fuse_similarities as fuse_similarities
 from .train.loss.functions import soft_label_loss as soft_label_loss

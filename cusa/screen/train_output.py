@@ -73,8 +73,9 @@ def _model_lines(trainer: Trainer) -> list[str]:
     loss_config = setup.config.loss
     batch_size = setup.data.pairs_in_loss
     terms = ", ".join(loss_config.term_titles)
-    effective_weights = loss_config.effective_weights(batch_size)
-    weights = ", ".join(f"{term} {weight:g}" for term, weight in effective_weights.items())
+    effective_weights = loss_config.effective_weights(batch_size).values()
+    weighted = zip(loss_config.term_titles, effective_weights, strict=True)
+    weights = ", ".join(f"{title} {weight:g}" for title, weight in weighted)
 
     footprint = setup.footprint
     total_size = _size(footprint.state + footprint.activations)

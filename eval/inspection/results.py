@@ -12,7 +12,7 @@ from cusa.eval.inspection.batch_figures import (
     FalseNegativeCount,
     Sharpness,
 )
-from cusa.eval.inspection.target_figures import TargetFigures
+from cusa.eval.inspection.target_figures import TargetFigures, refuse_rules_without_targets
 from cusa.eval.report.gallery import Item
 from cusa.train.loss.config import LossConfig
 
@@ -63,6 +63,11 @@ class Settings:
     image_root: Path | None = None
     loss: LossConfig | None = None
     judgements: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a loss whose targets cannot be measured."""
+        if self.loss is not None:
+            refuse_rules_without_targets(self.loss)
 
 
 @dataclass(frozen=True)

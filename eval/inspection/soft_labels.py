@@ -30,16 +30,16 @@ from cusa.eval.inspection.pair_search import (
     DUPLICATE_COSINE,
     MAX_CAPTIONS,
     Advance,
+    Sample,
     draw_sample,
     same_image_cosine,
     silent,
     strongest_pairs,
 )
-from cusa.eval.inspection.results import Inspection, Settings, TeacherFigures
+from cusa.eval.inspection.results import Inspection, Settings, StrongPair, TeacherFigures
 from cusa.eval.inspection.split_teachers import teachers_of_split
 from cusa.eval.inspection.target_figures import (
     TargetFigures,
-    refuse_rules_without_targets,
     target_figures,
 )
 from cusa.eval.inspection.teacher_comparison import Comparison, compare_teachers
@@ -70,18 +70,11 @@ def inspect(
     Raises:
         CusaError: As :func:`cusa.eval.inspection.opened_split.open_split`.
     """
-    if settings.loss is not None:
-        refuse_rules_without_targets(settings.loss)
     split = open_split(store, settings)
     sample = draw_sample(split.image_rows, split.caption_rows, settings.sample, settings.seed)
     median = same_image_cosine(split.text_teacher, sample)
     batches = _measure_batches(split, settings, median, advance)
-    ranked, n_duplicates = strongest_pairs(
-        split.image_teacher, split.text_teacher, sample, settings.pairs, advance=advance
-    )
-    strongest = {}
-    for ranking, positions in ranked.items():
-        strongest[ranking] = tuple(split.read_pair(sample, pair) for pair in positions)
+    strongest, n_duplicates = _strongest(split, sample, settings.pairs, advance)
     comparison, temperatures = _compare(store, split, settings, advance)
     return Inspection(
         dataset=store.dataset,
@@ -101,6 +94,21 @@ def inspect(
         comparison=comparison,
         temperatures=temperatures,
     )
+
+
+def _strongest(
+    split: OpenedSplit,
+    sample: Sample,
+    n_pairs: int,
+    advance: Advance,
+) -> tuple[dict[str, tuple[StrongPair, ...]], int]:
+    """Return the most similar pairs of each ranking, and how many pairs are likely one picture."""
+    teachers = (split.image_teacher, split.text_teacher)
+    ranked, n_duplicates = strongest_pairs(*teachers, sample, n_pairs, advance=advance)
+    strongest = {}
+    for ranking, positions in ranked.items():
+        strongest[ranking] = tuple(split.read_pair(sample, pair) for pair in positions)
+    return strongest, n_duplicates
 
 
 def _compare(

@@ -221,7 +221,7 @@ class Loops:
         return [torch.tensor(p / sum(positives), dtype=torch.float64) for p in positives]
 
     def _leaves(self, cosines, own, margin, relative):
-        limit = own * (1 - margin) if relative else own - margin
+        limit = own - margin * (abs(own) if relative else 1)
         return [bool(cosine > limit) for cosine in cosines]
 
     def _kept(self, modality, i, student):
@@ -596,3 +596,96 @@ def test_a_rule_compiles():
     loss = CUSALoss(config, method="tiled").double()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(data.run(compiled)[0], expected[0], rtol=1e-9, atol=1e-12)
+
+
+def _gradient(config, rows, method="dense", with_ids=True):
+    """The gradient of the features, and the total, of a loss on the batch of ``rows``."""
+    features = [matrix.clone().requires_grad_() for matrix in rows["features"]]
+    ids = torch.tensor([7, 1, 7, 2]) if with_ids else None
+    total = make_loss(config, method)(*features, image_ids=ids, **rows["teachers"]).total
+    gradients = torch.autograd.grad(total, features[:2])
+    return gradients, total
+
+
+@pytest.fixture
+def rows():
+    data = Data().without_queue()
+    cross = [(data.cross[0][0], data.cross[1][0])]
+    uni = {"teacher_image": data.uni[0][0], "teacher_text": data.uni[1][0]}
+    return {"features": data.features, "teachers": {**uni, "cross_teachers": cross}}
+
+
+def test_rules_become_their_neighbours(rows):
+    """What docs/rules.md says of how they are related."""
+    tau = Temperature(0.05, 0.01, 0.1)
+    contrastive = LossConfig(terms=("contrastive",), contrastive_scaling="infonce", tau=tau)
+    at_tau = TemperaturePair(tau, tau, True)
+    soft = Temperature(0.3, 0.1, 1, learnable=False)
+    as_csa = LossConfig(
+        terms=("csa",),
+        alpha=1,
+        csa_divergence="cross_entropy",
+        csa_scaling="infonce",
+        tau_csa=at_tau,
+        tau_soft=TemperaturePair(soft, soft, True),
+    )
+    captions_alone = {**rows, "teachers": {**rows["teachers"]}}
+    captions_alone["teachers"]["teacher_image"] = rows["teachers"]["teacher_text"]
+    alone = {"terms": (), "tau": tau}
+    pairs = [
+        (LossConfig(rule="hycd", hycd=HycdConfig(1, 1), **alone), contrastive, rows),
+        (
+            LossConfig(rule="hycd", hycd=HycdConfig(0, 1), **alone),
+            LossConfig(rule="dr", **alone),
+            rows,
+        ),
+        (
+            LossConfig(rule="dr", cross_teacher_taus=(0.3,), **alone),
+            replace(as_csa, soft_label_source="cross"),
+            rows,
+        ),
+        (LossConfig(rule="xclr", xclr=XclrConfig(0.3), **alone), as_csa, captions_alone),
+        (LossConfig(rule="guide", guide=GuideConfig("either", -2), **alone), contrastive, rows),
+    ]
+    for config, neighbour, batch in pairs:
+        gradients, _ = _gradient(config, batch)
+        torch.testing.assert_close(gradients, _gradient(neighbour, batch)[0])
+    # Without shared images, the sharpest labels are the true pairs.
+    sharp = LossConfig(rule="xclr", xclr=XclrConfig(1e-4), **alone)
+    gradients, _ = _gradient(sharp, rows, with_ids=False)
+    torch.testing.assert_close(gradients, _gradient(contrastive, rows, with_ids=False)[0])
+
+
+@METHODS
+def test_a_certain_teacher_makes_dr_sigmoid_siglip_s_loss(method):
+    """transformers writes SigLIP's loss as a mean over rows of sums over candidates."""
+    torch.manual_seed(0)
+    image, text = (torch.randn(5, 4, dtype=torch.float64) for _ in range(2))
+    # Pairs have a cosine of 1 and others of 0: logits of 500 and -500 at a bias of -500.
+    basis = torch.eye(5, dtype=torch.float64)
+    config = LossConfig(
+        terms=(),
+        rule="dr-sigmoid",
+        cross_teacher_taus=(0.001,),
+        dr_sigmoid=DrSigmoidConfig(bias=Bias(-3, -5, 5), teacher_bias=-500),
+    )
+    loss = CUSALoss(config, method=method, tile_rows=2).double()
+    total = loss(image, text, cross_teachers=[(basis, basis)]).total
+    unit_image, unit_text = (torch.nn.functional.normalize(x) for x in (image, text))
+    logits = unit_text @ unit_image.T / loss.tau + loss.sigmoid_bias
+    signed = logits * (2 * basis - 1)
+    expected = -torch.nn.functional.logsigmoid(signed).sum(dim=-1).mean()
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
+
+
+@METHODS
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_lies_in_empty_slots_counts_for_nothing(name, method):
+    data = Data()
+    expected = data.run(make_loss(CONFIGS[name], method))
+    absent = ~torch.tensor(data.mask)
+    for matrix in itertools.chain(data.candidates, *data.uni, *data.cross):
+        matrix[absent] = float("nan")
+    terms, gradients = data.run(make_loss(CONFIGS[name], method))
+    torch.testing.assert_close(terms, expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(gradients[:2], expected[1][:2], rtol=0, atol=0)

@@ -19,9 +19,9 @@ def guide_mask(
 ) -> Tensor:
     """GISTEmbed (Solatorio, arXiv 2402.16829): candidates that the guide finds too alike leave.
 
-    Candidate j of query i leaves the softmax where ``s_ij > s_ii - margin``, or ``s_ij >
-    s_ii (1 - margin)`` with a relative one; the paper's margin is 0. Teachers of one modality
-    compare pairs by it in both directions, and ``s_ii`` is 1: with a margin of 0, nothing leaves.
+    Candidate j of query i leaves the softmax where ``s_ij > s_ii - margin``, or ``s_ij > s_ii -
+    margin |s_ii|`` with a relative one; the paper's margin is 0. Teachers of one modality compare
+    pairs by it in both directions, and ``s_ii`` is 1: with a margin of 0, nothing leaves.
     Candidates of the query's own image stay. Needs the teachers of ``guide.teacher``. Where
     ``xclr`` and CSA call a false negative partly right, this says nothing of it.
 
@@ -68,7 +68,7 @@ def _stays(
     true_pairs = cosines.diagonal(tile.queries.start)
     threshold = true_pairs - guide.margin
     if guide.relative:
-        threshold = true_pairs * (1 - guide.margin)
+        threshold = true_pairs - guide.margin * true_pairs.abs()
     greatest = threshold[:, None] + _ROUNDING
     is_positive = tile.hard_labels() > 0
     return (cosines <= greatest) | is_positive

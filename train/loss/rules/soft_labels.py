@@ -134,7 +134,7 @@ def hycd_labels(
     ``Z_T`` are a cross-modal teacher's cosines over its own temperature; I is shared evenly by the
     positives of a query. The loss is ``T^2 KL(P || softmax(Z / T))`` with the student's logits Z.
     Needs a cross-modal teacher, in the paper the student before training. With a = 0 and T = 1 it
-    is ``dr``, with a = 1 the contrastive loss.
+    is ``dr``, with a = 1 the contrastive loss, but for constants.
     """
     settings = loss_config.hycd
     taus = [tau * settings.temperature for tau in tile.cross.taus]
