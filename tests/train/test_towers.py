@@ -438,3 +438,29 @@ def test_adapters_without_peft_are_refused(store, models, tmp_path, monkeypatch)
     args = ("--embeddings", store, "--student", models["clip"], "--run-dir", tmp_path / "run")
     fault = run_fault("train", *args, "--set", "student.lora.towers=[image]")
     assert fault == Fault(StudentError, name="peft")
+
+
+@pytest.mark.parametrize("student", [name for name in STUDENTS if name != "two-stored"])
+def test_an_export_to_sentence_transformers_embeds_as_the_student(runs, tmp_path, student):
+    """Trained and stored towers; the folder is loaded again, without the run."""
+    from sentence_transformers import SentenceTransformer
+
+    run_dir, out = runs / student, tmp_path / "out"
+    run_ok("train", "export", "--run", run_dir, "--to", "sentence-transformers", "--out", out)
+    assert "(included)" in (out / "README.md").read_text() or student == "two-models"
+    # Modules of cusa are imported only so.
+    exported = SentenceTransformer(str(out), device="cpu", trust_remote_code=True)
+    loaded = cusa.load_student(run_dir, device="cpu")
+    images, texts = pictures(), [*TEXTS, "A Dog's (red) ball"]
+    for items, expected in (
+        (images, loaded.encode_image(images)),
+        (texts, loaded.encode_text(texts)),
+    ):
+        embeddings = exported.encode(items, show_progress_bar=False)
+        np.testing.assert_allclose(embeddings, expected, atol=1e-3)  # rows are not rounded
+
+
+def test_two_models_are_not_exported_to_transformers(runs, tmp_path):
+    args = ("export", "--run", runs / "two-models", "--to", "hf", "--out", tmp_path / "out")
+    assert run_fault("train", *args) == Fault(StudentError, name="clip+words")
+    assert not (tmp_path / "out").exists()
