@@ -102,15 +102,30 @@ def model_tower(
     Raises:
         CusaError: If the model cannot be loaded; the message says what to do.
     """
-    source = spec.name
-    if folder is not None:
-        source = str(folder / modality)
     if spec.kind == "efficientnet-lite0":
         return efficientnet_tower(pretrained)
+    source = spec.name
+    if folder is not None:
+        source = _described_tower(folder, modality)
     if spec.kind == "hf":
         make = {"image": image_tower, "text": text_tower}[modality]
         return make(source, pretrained)
     return sentence_tower(source or minilm_folder(StudentError))
+
+
+def _described_tower(
+    folder: Path,
+    modality: Modality,
+) -> str:
+    """Return the folder of a tower within a student's; if it is missing, no hub is asked for it."""
+    tower_folder = folder / modality
+    if not tower_folder.is_dir():
+        raise StudentError(
+            f"{folder} lacks the folder {modality}, which tells what that tower is made from; "
+            "restore it, or train again",
+            path=folder,
+        )
+    return str(tower_folder.absolute())
 
 
 def described_in(

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,6 +305,16 @@ def test_a_folder_without_a_models_description_is_refused(runs, tmp_path):
     (run_dir / "best" / "image" / "config.json").unlink()
     fault = run_fault("train", "--resume", "--run-dir", run_dir, "--epochs", 3)
     assert fault == Fault(RunError, path=run_dir / "best")
+
+
+def test_a_students_folder_without_a_tower_is_refused(runs, tmp_path, monkeypatch):
+    """Whatever the folder is called: no model of that name is looked for on the hub."""
+    shutil.copytree(runs / "two-models" / "best", tmp_path / "owner")
+    shutil.rmtree(tmp_path / "owner" / "text")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudentError) as refused:
+        load_saved(Path("owner"))
+    assert refused.value.path == Path("owner")
 
 
 def test_default_settings_have_the_towers_of_a_dual_encoder():
