@@ -83,16 +83,8 @@ def save_towers(
     """
     student = StudentEncoder(saved, encoders=encoders)
     stored_encoders = saved.origin.provenance.encoders
-    routes: dict[Modality, list[Any]] = {}
-    for modality in MODALITIES:
-        if modality in stored_encoders:
-            stored = stored_encoders[modality]
-            teacher = student.encoder(modality)
-            routes[modality] = _encoder_modules(teacher, stored.name, stored.settings)
-        else:
-            routes[modality] = _trained_modules(saved, modality)
-    first_modules = [modules[0] for modules in routes.values()]
-    needs_cusa = any(isinstance(module, _OUR_MODULES) for module in first_modules)
+    routes = {modality: _tower_modules(student, saved, modality) for modality in MODALITIES}
+    needs_cusa = any(isinstance(modules[0], _OUR_MODULES) for modules in routes.values())
     for modality, modules in routes.items():
         trunk, heads = _trunk_and_heads(student, modality)
         if modality in stored_encoders:
@@ -104,6 +96,18 @@ def save_towers(
     model.save(str(folder), create_model_card=False)
     _check(student, model, folder, head, needs_cusa)
     return Usage("sentence-transformers", head, needs_cusa=needs_cusa)
+
+
+def _tower_modules(
+    student: StudentEncoder,
+    saved: SavedStudent,
+    modality: Modality,
+) -> list[Any]:
+    """Return modules that give a stored tower's rows, or a trained tower's features."""
+    stored = saved.origin.provenance.encoders.get(modality)
+    if stored is None:
+        return _trained_modules(saved, modality)
+    return _encoder_modules(student.encoder(modality), stored.name, stored.settings)
 
 
 def _trained_modules(
