@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cusa.data.encoders.packaged_models import MINILM, minilm_folder
 from cusa.data.errors import StudentError
 from cusa.train.student import Student
-from cusa.train.student_config import MODALITIES, Modality, StudentConfig
+from cusa.train.student_config import MODALITIES, Modality, StudentConfig, TowerSpec
 from cusa.train.towers.dual_encoder import dual_towers
 from cusa.train.towers.hugging_face import image_tower, text_tower
 from cusa.train.towers.lora import add_adapters
@@ -46,10 +46,15 @@ def build_student(
     if config.dual_encoder is not None:
         towers = dual_towers(str(folder or config.dual_encoder), pretrained)
     else:
-        made = {}
-        for modality in MODALITIES:
-            made[modality] = _tower(config, modality, row_dims or {}, folder, pretrained)
-        towers = Towers(made["image"], made["text"])
+        tower_of = {}
+        for modality, spec in config.towers.items():
+            if spec.is_stored:
+                assert row_dims is not None, "a stored tower has rows"
+                dim = row_dims[modality]
+                tower_of[modality] = stored_tower(dim, config.hidden_dim, config.dropout)
+            else:
+                tower_of[modality] = model_tower(spec, modality, folder, pretrained)
+        towers = Towers(tower_of["image"], tower_of["text"])
     student = Student(towers, config.embed_dim)
     choose_trained(towers, config)
     return BuiltStudent(student, towers)
@@ -78,27 +83,49 @@ def choose_trained(
         add_adapters(adapted_towers, config.lora)
 
 
-def _tower(
-    config: StudentConfig,
+def model_tower(
+    spec: TowerSpec,
     modality: Modality,
-    row_dims: Mapping[str, int],
-    folder: Path | None,
-    pretrained: bool,
+    folder: Path | None = None,
+    pretrained: bool = True,
 ) -> Tower:
-    spec = config.towers[modality]
-    source = spec.name
-    if folder is not None:
-        source = str(folder / modality)
-    if spec.is_stored:
-        return stored_tower(row_dims[modality], config.hidden_dim, config.dropout)
+    """Make a tower of a pretrained model.
+
+    Args:
+        spec: What it is.
+        modality: ``"image"`` or ``"text"``.
+        folder: A folder that tells what towers are made from, each in a folder of its modality's
+            name; ``None``: the model that ``spec`` names.
+        pretrained: Whether to load the model's weights; if not, they are random, for others to
+            replace.
+
+    Raises:
+        CusaError: If the model cannot be loaded; the message says what to do.
+    """
     if spec.kind == "efficientnet-lite0":
         return efficientnet_tower(pretrained)
+    source = spec.name
+    if folder is not None:
+        source = _described_tower(folder, modality)
     if spec.kind == "hf":
         make = {"image": image_tower, "text": text_tower}[modality]
         return make(source, pretrained)
-    if not source:
-        source = minilm_folder(StudentError)
-    return sentence_tower(source)
+    return sentence_tower(source or minilm_folder(StudentError))
+
+
+def _described_tower(
+    folder: Path,
+    modality: Modality,
+) -> str:
+    """Return the folder of a tower within a student's; if it is missing, no hub is asked for it."""
+    tower_folder = folder / modality
+    if not tower_folder.is_dir():
+        raise StudentError(
+            f"{folder} lacks the folder {modality}, which tells what that tower is made from; "
+            "restore it, or train again",
+            path=folder,
+        )
+    return str(tower_folder.absolute())
 
 
 def described_in(

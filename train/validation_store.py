@@ -82,11 +82,11 @@ def refuse_other_encoders(
     store: EmbeddingStore,
     encoders: Mapping[str, StoredTeacher],
 ) -> None:
-    """Refuse a store to validate on whose rows an adapter cannot take as its inputs.
+    """Refuse a store to validate on whose rows stored towers cannot take as their inputs.
 
     Args:
         store: The store to validate on.
-        encoders: The adapter's encoders by modality, from the store that it is trained on.
+        encoders: The stored towers' encoders by modality, from the store of the training.
 
     Raises:
         StoreError: If it lacks an encoder, or has one with other settings.
@@ -95,7 +95,7 @@ def refuse_other_encoders(
         settings = store.teachers.get(encoder.name)
         if settings is None:
             raise StoreError(
-                f"{store.path} has no rows of {encoder.name!r}, the adapter's {modality} encoder; "
+                f"{store.path} has no rows of {encoder.name!r}, the student's {modality} encoder; "
                 f"add them: cusa-precompute --teacher {encoder.name} --out {store.path}",
                 path=store.path,
                 name=encoder.name,

@@ -207,14 +207,14 @@ def export(run: Path, kind: Any, head: Any, checkpoint: Any, out: Path | None) -
     quiet_libraries()
     from cusa.train.saving.export import export as export_run
 
-    print_plain(f"exported: {export_run(run, kind, out, head, checkpoint, _save_adapter)}")
+    print_plain(f"exported: {export_run(run, kind, out, head, checkpoint, _save_towers)}")
 
 
-def _save_adapter(*arguments: Any) -> Any:
-    """Write the modules of an adapter; only then import libraries that take seconds."""
-    from cusa.hosts.adapter_export import save_adapter
+def _save_towers(*arguments: Any) -> Any:
+    """Write the modules of a student's towers; only then import libraries that take seconds."""
+    from cusa.hosts.towers_export import save_towers
 
-    return save_adapter(*arguments)
+    return save_towers(*arguments)
 
 
 @command("settings")

@@ -134,8 +134,7 @@ class FrozenEncoder(InputModule):
         Raises:
             StoreError: If the recorded settings are not legal.
         """
-        hub_arguments = _hub_arguments(hub_settings)
-        located = cls.load_dir_path(model_name_or_path, subfolder, **hub_arguments)
+        located = cls.load_dir_path(model_name_or_path, subfolder, **hub_arguments(hub_settings))
         folder = Path(str(located))
         config_path = folder / cls.config_file_name
         config = json.loads(config_path.read_text())
@@ -185,12 +184,11 @@ class RoundedRows(Module):
         **hub_settings: Any,
     ) -> Any:
         """Load what :meth:`save` has written."""
-        hub_arguments = _hub_arguments(hub_settings)
-        config = cls.load_config(model_name_or_path, subfolder, **hub_arguments)
+        config = cls.load_config(model_name_or_path, subfolder, **hub_arguments(hub_settings))
         return cls(**config)
 
 
-def _hub_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+def hub_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     """Return those of a module's loading arguments that say where its files are."""
     names = ("token", "cache_folder", "revision", "local_files_only")
     return {name: settings[name] for name in names if name in settings}

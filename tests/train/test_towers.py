@@ -5,6 +5,7 @@ import pickle
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,6 +307,16 @@ def test_a_folder_without_a_models_description_is_refused(runs, tmp_path):
     assert fault == Fault(RunError, path=run_dir / "best")
 
 
+def test_a_students_folder_without_a_tower_is_refused(runs, tmp_path, monkeypatch):
+    """Whatever the folder is called: no model of that name is looked for on the hub."""
+    shutil.copytree(runs / "two-models" / "best", tmp_path / "owner")
+    shutil.rmtree(tmp_path / "owner" / "text")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudentError) as refused:
+        load_saved(Path("owner"))
+    assert refused.value.path == Path("owner")
+
+
 def test_default_settings_have_the_towers_of_a_dual_encoder():
     student = Config().student
     assert student.dual_encoder == student.name == student.title
@@ -438,3 +449,29 @@ def test_adapters_without_peft_are_refused(store, models, tmp_path, monkeypatch)
     args = ("--embeddings", store, "--student", models["clip"], "--run-dir", tmp_path / "run")
     fault = run_fault("train", *args, "--set", "student.lora.towers=[image]")
     assert fault == Fault(StudentError, name="peft")
+
+
+@pytest.mark.parametrize("student", [name for name in STUDENTS if name != "two-stored"])
+def test_an_export_to_sentence_transformers_embeds_as_the_student(runs, tmp_path, student):
+    """Trained and stored towers; the folder is loaded again, without the run."""
+    from sentence_transformers import SentenceTransformer
+
+    run_dir, out = runs / student, tmp_path / "out"
+    run_ok("train", "export", "--run", run_dir, "--to", "sentence-transformers", "--out", out)
+    assert "(included)" in (out / "README.md").read_text() or student == "two-models"
+    # Modules of cusa are imported only so.
+    exported = SentenceTransformer(str(out), device="cpu", trust_remote_code=True)
+    loaded = cusa.load_student(run_dir, device="cpu")
+    images, texts = pictures(), [*TEXTS, "A Dog's (red) ball"]
+    for items, expected in (
+        (images, loaded.encode_image(images)),
+        (texts, loaded.encode_text(texts)),
+    ):
+        embeddings = exported.encode(items, show_progress_bar=False)
+        np.testing.assert_allclose(embeddings, expected, atol=1e-3)  # rows are not rounded
+
+
+def test_two_models_are_not_exported_to_transformers(runs, tmp_path):
+    args = ("export", "--run", runs / "two-models", "--to", "hf", "--out", tmp_path / "out")
+    assert run_fault("train", *args) == Fault(StudentError, name="clip+words")
+    assert not (tmp_path / "out").exists()

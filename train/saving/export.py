@@ -23,8 +23,8 @@ from cusa.train.saving.student_folder import HEADS_FILE, Origin, SavedStudent, h
 from cusa.train.saving.tensors import save_tensors
 from cusa.train.towers.lora import merge_adapters
 
-# Writes the modules of an adapter, a head of which is exported: folder, student, head.
-SaveAdapter = Callable[[Path, SavedStudent, Head], Usage]
+# Writes the modules of a student's towers, with one of their heads: folder, student, head.
+SaveTowers = Callable[[Path, SavedStudent, Head], Usage]
 Kind = Literal["hf", "sentence-transformers"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -35,7 +35,7 @@ def export(
     out: Path | None = None,
     head: Head = "cross",
     checkpoint: str = "best",
-    save_adapter: SaveAdapter | None = None,
+    save_towers: SaveTowers | None = None,
 ) -> Path:
     """Export the student of a run, with a model card, and return the folder.
 
@@ -47,7 +47,7 @@ def export(
             ``export-sentence-transformers-uni`` in the run directory.
         head: The head of a sentence-transformers export; ``"hf"`` has all heads.
         checkpoint: ``"best"`` or ``"last"``.
-        save_adapter: As :func:`export_sentence_transformers` takes it.
+        save_towers: As :func:`export_sentence_transformers` takes it.
 
     Raises:
         CusaError: If the student cannot be loaded or exported, or the folder is not empty.
@@ -67,7 +67,7 @@ def export(
     if kind == "hf":
         export_hf(saved, out, metrics)
     else:
-        export_sentence_transformers(saved, out, head, metrics, save_adapter)
+        export_sentence_transformers(saved, out, head, metrics, save_towers)
     return out
 
 
@@ -105,15 +105,15 @@ def export_sentence_transformers(
     out: Path,
     head: Head = "cross",
     metrics: Mapping[str, Any] | None = None,
-    save_adapter: SaveAdapter | None = None,
+    save_towers: SaveTowers | None = None,
 ) -> None:
     """Write a folder that ``SentenceTransformer(out)`` loads.
 
     It embeds images and texts with one head, L2-normalised: the backbone, then LayerNorm and Dense
-    for each modality, then Normalize. For an adapter, the frozen encoder and the trunk of each
-    modality take the place of the backbone. The model card says if users must install cusa or
-    normalise texts first. Before the folder gets its name, its embeddings are compared with the
-    student's.
+    for each modality, then Normalize. If the towers are not of one model, each of them takes the
+    place of the backbone: its model or, if it is stored, the frozen encoder and the MLP. The model
+    card says if users must install cusa or normalise texts first. Before the folder gets its name,
+    its embeddings are compared with the student's.
 
     Args:
         saved: The student, on the CPU.
@@ -121,18 +121,19 @@ def export_sentence_transformers(
         head: ``"cross"``, to compare images with texts; ``"uni"``, to compare images with images or
             texts with texts.
         metrics: Content of metrics.json, for the model card.
-        save_adapter: For adapters: :func:`cusa.hosts.adapter_export.save_adapter`.
+        save_towers: For students whose towers are not of one model:
+            :func:`cusa.hosts.towers_export.save_towers`.
 
     Raises:
-        CusaError: If the student is an adapter without ``save_adapter``, ``"uni"`` is asked for but
-            was never trained, the folder is not empty, or sentence-transformers cannot express this
-            student.
+        CusaError: If the towers are not of one model and there is no ``save_towers``, ``"uni"`` is
+            asked for but was never trained, the folder is not empty, or sentence-transformers
+            cannot express this student.
         OSError: If it cannot be written.
     """
     _check_head(head, saved.origin)
-    save: SaveAdapter = _save_dual_encoder
-    if saved.origin.config.student.is_adapter and save_adapter is not None:
-        save = save_adapter
+    save: SaveTowers = _save_dual_encoder
+    if saved.backbone is None and save_towers is not None:
+        save = save_towers
     with _new_folder(out) as folder:
         usage = save(folder, saved, head)
         write_card(folder, saved.origin, usage, metrics)
@@ -170,8 +171,9 @@ def _require_backbone(saved: SavedStudent) -> None:
             name="adapter",
         )
     raise StudentError(
-        f"the towers of {student.title} are not of one model, which is all that can be exported; "
-        "share the run's best/, which cusa.load_student loads wherever it is",
+        f"the towers of {student.title} are not of one model, for which transformers has no class; "
+        "use cusa-train export --to sentence-transformers, or share the run's best/, which "
+        "cusa.load_student loads wherever it is",
         name=student.title,
     )
 

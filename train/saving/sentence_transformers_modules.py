@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def save_modules(
     return as_written
 
 
-def routed_model(modules: list[Any], routes: dict[str, list[Any]]) -> Any:
+def routed_model(modules: list[Any], routes: Mapping[Any, list[Any]]) -> Any:
     """Make a model of some modules, then those of an input's modality, then a Normalize.
 
     Args:

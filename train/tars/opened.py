@@ -79,8 +79,8 @@ def _require_image_root(tar_set: TarSet) -> None:
     if is_parquet(tar_set.manifest.caption_rule):
         raise SettingError(
             f"{tar_set.path} was made from Parquet files, whose pictures have no place of their "
-            "own to be read from; train --student adapter, which needs the rows alone, or make the "
-            "set from tars",
+            "own to be read from; train --student adapter, or another whose image tower is stored, "
+            "or make the set from tars",
             path=tar_set.path,
             name="student",
         )

@@ -1,8 +1,9 @@
-"""Exporting an adapter student to sentence-transformers: frozen encoders, trunks and heads.
+"""Exporting a student to sentence-transformers, tower by tower, with one of the heads of each.
 
-Where sentence-transformers' own modules give an encoder's rows, the export consists of these and
-needs no cusa. Otherwise the encoder becomes a
-:class:`~cusa.hosts.frozen_encoder.FrozenEncoder`.
+Where sentence-transformers' own modules give the rows of a stored tower's encoder, or a trained
+tower's features, the export consists of these and needs no cusa. Otherwise the encoder becomes a
+:class:`~cusa.hosts.frozen_encoder.FrozenEncoder`, the trained tower a
+:class:`~cusa.hosts.trained_tower.TrainedTower`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cusa.data.hub import locate
 from cusa.data.store.schema import TeacherSettings
 from cusa.eval.models.student import StudentEncoder
 from cusa.hosts.frozen_encoder import FrozenEncoder, RoundedRows
+from cusa.hosts.trained_tower import TrainedTower
 from cusa.precompute.teachers.base import FEATURE, Teacher
 from cusa.precompute.teachers.sentence import is_text_tower, open_model
 from cusa.train.saving.model_card import Usage
@@ -42,6 +44,8 @@ from cusa.train.saving.sentence_transformers_modules import (
     with_normalizer,
 )
 from cusa.train.saving.student_folder import SavedStudent
+from cusa.train.student_config import MODALITIES, Modality
+from cusa.train.towers.lora import merge_adapters
 
 # For the features of a vision model that sentence-transformers can take: the method to call, the
 # field of its output, and whether that is an embedding per token.
@@ -50,23 +54,24 @@ _VISION_OUTPUTS = {
     "pooler": ("forward", "pooler_output", False),
     "first_token": ("forward", "last_hidden_state", True),
 }
+_OUR_MODULES = (FrozenEncoder, TrainedTower)
 _UNROUNDED_TOLERANCE = 1e-2
 _NO_CODE = {"trust_remote_code": False}
 
 
-def save_adapter(
+def save_towers(
     folder: Path,
     saved: SavedStudent,
     head: Head,
     encoders: dict[str, str] | None = None,
 ) -> Usage:
-    """Write the modules of an adapter, its frozen encoders and one of its heads.
+    """Write the modules of a student's towers, and one of the heads of each.
 
     Args:
         folder: Where to write them.
         saved: The student.
         head: The head.
-        encoders: Sources of the frozen encoders by ``"image"`` and ``"text"``, as
+        encoders: Sources of stored towers' frozen encoders by ``"image"`` and ``"text"``, as
             ``cusa-precompute --teacher`` takes them; by default those that stage one used.
 
     Returns:
@@ -77,21 +82,48 @@ def save_adapter(
         StudentError: If the folder gives other embeddings than the student.
     """
     student = StudentEncoder(saved, encoders=encoders)
-    routes: dict[str, list[Any]] = {}
     stored_encoders = saved.origin.provenance.encoders
-    for modality, stored in stored_encoders.items():
-        teacher = student.encoder(modality)
-        routes[modality] = _encoder_modules(teacher, stored.name, stored.settings)
-    needs_cusa = any(isinstance(modules[0], FrozenEncoder) for modules in routes.values())
+    routes = {modality: _tower_modules(student, saved, modality) for modality in MODALITIES}
+    needs_cusa = any(isinstance(modules[0], _OUR_MODULES) for modules in routes.values())
     for modality, modules in routes.items():
-        if needs_cusa:
-            modules.append(RoundedRows(stored_encoders[modality].settings.dtype))
         trunk, heads = _trunk_and_heads(student, modality)
-        modules += [_dense(trunk), *head_modules(heads.get_submodule(head))]
+        if modality in stored_encoders:
+            if needs_cusa:
+                modules.append(RoundedRows(stored_encoders[modality].settings.dtype))
+            modules.append(_dense(trunk))
+        modules += head_modules(heads.get_submodule(head))
     model = routed_model([], routes)
     model.save(str(folder), create_model_card=False)
     _check(student, model, folder, head, needs_cusa)
     return Usage("sentence-transformers", head, needs_cusa=needs_cusa)
+
+
+def _tower_modules(
+    student: StudentEncoder,
+    saved: SavedStudent,
+    modality: Modality,
+) -> list[Any]:
+    """Return modules that give a stored tower's rows, or a trained tower's features."""
+    stored = saved.origin.provenance.encoders.get(modality)
+    if stored is None:
+        return _trained_modules(saved, modality)
+    return _encoder_modules(student.encoder(modality), stored.name, stored.settings)
+
+
+def _trained_modules(
+    saved: SavedStudent,
+    modality: Modality,
+) -> list[Any]:
+    """Return modules that give a trained tower's features: sentence-transformers' own, or ours."""
+    tower = saved.towers.of(modality)
+    merge_adapters(tower.model)
+    name = str(saved.origin.config.student.towers[modality])
+    normalizer_name = saved.origin.config.data.normalizer
+    if isinstance(tower.model, SentenceTransformer):
+        modules = list(tower.model)
+        if _set_normalizer(modules[0], normalizer_name):
+            return modules
+    return [TrainedTower(tower, name, modality, normalizer_name)]
 
 
 def _trunk_and_heads(student: StudentEncoder, modality: str) -> tuple[nn.Module, nn.Module]:
@@ -138,16 +170,26 @@ def _text_modules(source: str, settings: TeacherSettings) -> list[Any]:
     if is_text_tower(source) or settings.transform.get("prompt"):
         return []
     modules = list(open_model(source, "cpu"))
-    tokenizer, as_written = with_normalizer(modules[0].tokenizer, settings.normalizer)
-    if not as_written:
+    if not _set_normalizer(modules[0], settings.normalizer):
         return []
-    if modules[0].processor is modules[0].tokenizer:
-        modules[0].processor = tokenizer
-    else:
-        modules[0].processor.tokenizer = tokenizer
     if not isinstance(modules[-1], Normalize):
         modules.append(Normalize())
     return modules
+
+
+def _set_normalizer(
+    module: Any,
+    normalizer_name: str,
+) -> bool:
+    """Let a module's tokeniser normalise captions; return whether it can."""
+    tokenizer, as_written = with_normalizer(module.tokenizer, normalizer_name)
+    if not as_written:
+        return False
+    if module.processor is module.tokenizer:
+        module.processor = tokenizer
+    else:
+        module.processor.tokenizer = tokenizer
+    return True
 
 
 def _vision_modules(source: str, feature: str) -> list[Any]:
@@ -210,4 +252,4 @@ def _check(
         (images, torch.from_numpy(image_rows)),
         (PROBE_CAPTIONS, torch.from_numpy(text_rows)),
     ]
-    check_embeddings(model, probes, "adapter", tolerance)
+    check_embeddings(model, probes, student.origin.config.student.title, tolerance)

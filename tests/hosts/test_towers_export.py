@@ -15,9 +15,9 @@ from cusa.data.errors import CusaError, StudentError
 from cusa.data.images import load_image
 from cusa.eval.evaluators.retrieval.measure import cross_modal_recalls
 from cusa.eval.models.student import load_student
-from cusa.hosts import adapter_export
-from cusa.hosts.adapter_export import save_adapter
+from cusa.hosts import towers_export
 from cusa.hosts.frozen_encoder import FrozenEncoder
+from cusa.hosts.towers_export import save_towers
 from cusa.precompute.teachers import parse_teacher
 from cusa.train.saving.export import export
 from cusa.train.saving.run_dir import load_trained
@@ -72,7 +72,7 @@ def foreign(tmp_path_factory, manifest):
     torch.manual_seed(4)
     CLIPTextModelWithProjection(config).save_pretrained(tower)
     run = _run(folder, manifest, "efficientnet-lite0", f"tower={tower}")
-    export(run, "sentence-transformers", folder / "export", save_adapter=save_adapter)
+    export(run, "sentence-transformers", folder / "export", save_towers=save_towers)
     # Encoders are part of the export.
     tower.rename(folder / "moved")
     return run, folder / "export", {"text": f"tower={folder / 'moved'}"}
@@ -112,7 +112,7 @@ def test_encoders_that_sentence_transformers_has_need_no_cusa(own, manifest, tmp
 
 
 def test_its_retrieval_figures_are_those_of_cusa_eval(own, tmp_path):
-    folder = export(own, "sentence-transformers", tmp_path / "out", save_adapter=save_adapter)
+    folder = export(own, "sentence-transformers", tmp_path / "out", save_towers=save_towers)
     run_ok("eval", "retrieval", "--run", own, "--split", "val")
     metrics = json.loads((own / "eval" / "metrics.json").read_text())["retrieval"]
     store = cusa.EmbeddingStore(own.parent / "store.h5")
@@ -157,9 +157,9 @@ def test_other_encoders_come_as_a_module_of_ours(foreign, manifest, tmp_path):
 
 def test_modules_that_differ_from_the_encoder_are_not_taken(own, tmp_path, monkeypatch):
     """A vision model whose other feature sentence-transformers would take."""
-    outputs = adapter_export._VISION_OUTPUTS
+    outputs = towers_export._VISION_OUTPUTS
     monkeypatch.setitem(outputs, "pooler", outputs["first_token"])
-    folder = export(own, "sentence-transformers", tmp_path / "out", save_adapter=save_adapter)
+    folder = export(own, "sentence-transformers", tmp_path / "out", save_towers=save_towers)
     assert "cusa.hosts.frozen_encoder.FrozenEncoder" in _module_types(folder)
 
 
@@ -168,9 +168,9 @@ def test_an_export_with_other_embeddings_is_refused(own, tmp_path, monkeypatch):
         norm, linear = head.children()
         return head_modules(nn.Sequential(norm, nn.Linear(linear.in_features, linear.out_features)))
 
-    monkeypatch.setattr(adapter_export, "head_modules", untrained)
+    monkeypatch.setattr(towers_export, "head_modules", untrained)
     with pytest.raises(StudentError) as error:
-        export(own, "sentence-transformers", tmp_path / "out", save_adapter=save_adapter)
+        export(own, "sentence-transformers", tmp_path / "out", save_towers=save_towers)
     assert error.value.name == "adapter"
     assert not list(tmp_path.iterdir())
 
@@ -180,7 +180,7 @@ def test_the_class_token_of_a_vision_model(tmp_path):
     for pooling, is_ours in (("cls", False), ("mean", True)):
         teacher = request.load("cpu", pooling=pooling)
         settings = teacher.settings("fp32", "float32", "none")
-        modules = adapter_export._encoder_modules(teacher, "vit", settings)
+        modules = towers_export._encoder_modules(teacher, "vit", settings)
         assert isinstance(modules[0], FrozenEncoder) == is_ours
         picture = Image.linear_gradient("L")
         row = SentenceTransformer(modules=modules, device="cpu").encode([picture])
@@ -190,5 +190,5 @@ def test_the_class_token_of_a_vision_model(tmp_path):
 
 def test_encoders_from_elsewhere(foreign, tmp_path):
     run, _, encoders = foreign
-    usage = save_adapter(tmp_path, load_trained(run, "best"), "cross", encoders)
+    usage = save_towers(tmp_path, load_trained(run, "best"), "cross", encoders)
     assert usage.needs_cusa
