@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 
 import numpy as np
 import pytest
@@ -127,9 +128,29 @@ def test_a_run_learns_from_a_stored_cross_modal_teacher(index, tmp_path):
     run_ok("train", *args, *chosen, *rule, *both, "--run-dir", tmp_path / "run")
     config, _ = load_run(tmp_path / "run")
     assert config.loss.cross_teacher_taus == pytest.approx([0.07, np.exp(-4)], rel=1e-3)
+    assert config.loss.dr_sigmoid.teacher_bias is None  # CLIP has none
     student = cusa.load_student(tmp_path / "run")
     [row] = student.encode_text(["picture number 3, version 1"])
     assert np.isfinite(row).all()
+
+
+@pytest.mark.parametrize(("given", "bias"), [((), -12.0), ((-3.0,), -3.0)])
+def test_the_sigmoid_rule_reads_the_stored_bias(index, tmp_path, given, bias):
+    args = ("--embeddings", index, *ADAPTER, "--epochs", 1, "--batch-size", 8)
+    chosen = ("--image-encoder", "s-image", "--text-encoder", "s-text", "--cross-teacher", "s")
+    rule = ["--set", "loss.rule=dr-sigmoid", "--set", "loss.terms=[]"]
+    for value in given:
+        rule += ["--set", f"loss.dr_sigmoid.teacher_bias={value}"]
+    run_ok("train", *args, *chosen, *rule, "--run-dir", tmp_path / "run")
+    config, _ = load_run(tmp_path / "run")
+    assert config.loss.dr_sigmoid.teacher_bias == bias
+
+
+def test_info_names_the_cross_modal_teacher(index):
+    out = run_ok("store", "info", index)
+    assert out.count("of the cross-modal teacher clip") == 2
+    content = json.loads(run_ok("store", "info", index, "--json"))
+    assert content["teachers"]["s-text"]["transform"]["cross_teacher"] == "s"
 
 
 def test_stage_one_and_the_audit_go_on_with_what_is_stored(index, folder, manifest):
