@@ -18,7 +18,17 @@ from cusa.precompute.teachers import dual_encoder
 from cusa.precompute.teachers.cross_modal import parse_teachers
 from cusa.train.saving.run_dir import load_run
 from tests.data.tars.tar_files import write_tars
-from tests.helpers import ADAPTER, make_pairs, make_tiny_clip, make_tiny_vit, run_ok, settings
+from tests.helpers import (
+    ADAPTER,
+    make_pairs,
+    make_store,
+    make_tiny_clip,
+    make_tiny_vit,
+    run_fault,
+    run_ok,
+    settings,
+    unit_rows,
+)
 from tests.tiny_models import (
     SIZES,
     save_roberta_dual,
@@ -225,3 +235,39 @@ def test_halves_of_different_weights_or_names_are_no_pair():
 @pytest.mark.parametrize("value", [None, True, "50", float("inf"), float("nan"), [50]])
 def test_a_scale_that_is_no_number(value):
     assert logit_scale(settings("image", 4, transform={"logit_scale": value})) is None
+
+
+def test_rows_computed_elsewhere_are_a_pair_when_both_halves_are_imported(tmp_path):
+    index = make_store(tmp_path)
+    split = EmbeddingStore(index).split("train")
+    for modality, ids in (("image", split.image_ids), ("text", split.caption_ids)):
+        rows = unit_rows(len(ids), 6, seed=3)
+        np.save(tmp_path / "rows.npy", rows)
+        (tmp_path / "ids.txt").write_text("\n".join(ids))
+        named = ("--teacher", f"h14-{modality}", "--modality", modality, "--split", "train")
+        cross = ("--cross-teacher", "h14", "--logit-scale", 100)
+        files = (tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt")
+        run_ok("store", "import", index, *files, *named, *cross)
+    teachers = EmbeddingStore(index).teachers
+    assert cross_teachers(teachers) == {"h14": ("h14-image", "h14-text")}
+    assert logit_scale(teachers["h14-text"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (("--logit-scale", 100), "cross_teacher"),
+        (("--cross-teacher", "a b"), "name"),
+        (("--cross-teacher", "a", "--logit-scale", 0), "logit_scale"),
+        (("--cross-teacher", "a", "--logit-scale", "nan"), "logit_scale"),
+        (("--cross-teacher", "a", "--logit-bias", "inf"), "logit_bias"),
+    ],
+)
+def test_halves_that_cannot_be_imported(tmp_path, options, name):
+    index = make_store(tmp_path)
+    np.save(tmp_path / "rows.npy", unit_rows(40, 6, seed=3))
+    (tmp_path / "ids.txt").write_text("\n".join(EmbeddingStore(index).split("train").image_ids))
+    files = (tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt")
+    named = ("--teacher", "half", "--modality", "image", "--split", "train")
+    fault = run_fault("store", "import", index, *files, *named, *options)
+    assert (fault.kind, fault.name) == (SettingError, name)
