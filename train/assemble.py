@@ -23,7 +23,7 @@ from cusa.train.towers.tower import Towers
 from cusa.train.used_teachers import (
     stored_teacher,
     used_teachers,
-    with_logit_scales,
+    with_logits_of,
     with_teachers,
 )
 from cusa.train.validation_store import refuse_other_encoders, validation_split
@@ -61,7 +61,7 @@ def resolve(
     data = with_teachers(data, teachers)
     data = replace(_with_absolute_paths(data), val_split=val_split)
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
-    loss = with_logit_scales(config.loss, teachers)
+    loss = with_logits_of(config.loss, teachers)
     return replace(config, data=data, student=student, loss=loss), provenance
 
 

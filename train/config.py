@@ -26,12 +26,12 @@ MINUTES_OF_A_YEAR = 525_600
 def _one_or_several(names: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
     """Return a list of one name as that name, an empty one as none given, ``"a+b"`` as a list."""
     if isinstance(names, str):
-        names = tuple(names.split("+"))  # which is not legal in a name
-    if not names:
-        return None
-    if len(names) == 1:
-        return names[0] or None
-    return names
+        names = (names,)
+    # A plus is not legal in a name.
+    each_name = tuple("+".join(names or ()).split("+"))
+    if len(each_name) == 1:
+        return each_name[0] or None
+    return each_name
 
 
 _LEGAL_NAMES = "a teacher's name (in quotes where it looks like a number), a list of them, or null"

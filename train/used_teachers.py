@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cusa.data.objects.folder import location_text
-from cusa.data.store.cross_teachers import CROSS_TEACHER, logit_scale
+from cusa.data.store.cross_teachers import CROSS_TEACHER, logit_bias, logit_scale
 from cusa.data.store.teacher_choice import pick_cross_teachers, pick_teachers
 from cusa.train.config import Config, DataConfig
 from cusa.train.loss.config import LossConfig
@@ -64,25 +64,28 @@ def with_teachers(data: DataConfig, teachers: TeacherSet[StoredTeacher]) -> Data
     )
 
 
-def with_logit_scales(loss: LossConfig, teachers: TeacherSet[StoredTeacher]) -> LossConfig:
-    """Fill in the temperatures that cross-modal teachers were trained with, if the store has them.
+def with_logits_of(loss: LossConfig, teachers: TeacherSet[StoredTeacher]) -> LossConfig:
+    """Fill in the temperatures and the bias of cross-modal teachers' logits that the store records.
 
-    Temperatures of the settings come first. For CSA, none are filled in: there, ``tau_soft`` is the
+    Those of the settings come first. For CSA, none are filled in: there, ``tau_soft`` is the
     default.
 
     Args:
         loss: Settings of the loss.
         teachers: The teachers that it uses.
     """
-    if loss.rule not in _RULES_WITH_LOGITS or loss.cross_teacher_taus:
+    if loss.rule not in _RULES_WITH_LOGITS:
         return loss
-    scales = []
-    for image_rows, _ in teachers.cross:
-        scale = logit_scale(image_rows.settings)
-        if scale is None or scale <= 0:
-            return loss
-        scales.append(scale)
-    return replace(loss, cross_teacher_taus=tuple(1 / scale for scale in scales))
+    settings = [image_rows.settings for image_rows, _ in teachers.cross]
+    scales = list(map(logit_scale, settings))
+    taus = tuple(1 / scale for scale in scales if scale is not None and scale > 0)
+    if not loss.cross_teacher_taus and len(taus) == len(scales):
+        loss = replace(loss, cross_teacher_taus=taus)
+    biases = set(map(logit_bias, settings))
+    if loss.dr_sigmoid.teacher_bias is None and len(biases) == 1:
+        dr_sigmoid = replace(loss.dr_sigmoid, teacher_bias=biases.pop())
+        loss = replace(loss, dr_sigmoid=dr_sigmoid)
+    return loss
 
 
 def _names(teachers: Sequence[StoredTeacher]) -> tuple[str, ...]:

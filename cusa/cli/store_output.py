@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from cusa.data.store.cross_teachers import CROSS_TEACHER
 from cusa.screen.console import console, print_plain
 
 if TYPE_CHECKING:
@@ -82,11 +83,15 @@ def _provenance(
     teacher_name: str,
     settings: dict[str, Any],
 ) -> str:
-    return (
+    provenance = (
         f"{teacher_name}: {settings['modality']} teacher {settings['model_id']} "
         f"from {settings['source']}, weights sha256 {settings['weights_sha256']}, "
         f"computed in {settings['precision']}, caption normaliser {settings['normalizer']}"
     )
+    cross_teacher = settings["transform"].get(CROSS_TEACHER)
+    if cross_teacher is not None:
+        provenance += f"; of the cross-modal teacher {cross_teacher}"
+    return provenance
 
 
 def _listed(names: Sequence[str]) -> str:

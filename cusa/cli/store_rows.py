@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,13 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
 @choice_option("--modality", "image", "text")
 @click.option("--model-id", help="Model that made the rows.  [default: the teacher's name]")
 @choice_option("--normalizer", "albef", "none", help="Normaliser that the captions went through.")
+@click.option(
+    "--cross-teacher",
+    metavar="NAME",
+    help="Dual encoder that the rows are half of; import the other half with the same name.",
+)
+@click.option("--logit-scale", type=float, help="What it multiplies cosines by, e.g. 100.")
+@click.option("--logit-bias", type=float, help="What it adds then, e.g. -12.9; of SigLIP.")
 @DTYPE_OPTION
 @dataset_option(help_text="The data set, if STORE does not exist yet; as for cusa-precompute.")
 @column_options
@@ -119,7 +127,13 @@ def import_(
 
 
 def _unknown_settings(
-    dim: int, teacher: str, modality: str, model_id: str | None, normalizer: str, dtype: str
+    dim: int,
+    teacher: str,
+    modality: str,
+    model_id: str | None,
+    normalizer: str,
+    dtype: str,
+    **logits: Any,
 ) -> TeacherSettings:
     """Make the settings of imported rows, for which it is unknown how they were computed."""
     from cusa.data.store.schema import TeacherSettings
@@ -128,13 +142,43 @@ def _unknown_settings(
         modality=modality,
         model_id=model_id or teacher,
         weights_sha256="unknown",
-        transform={"imported": True},
+        transform={"imported": True, **_logit_settings(**logits)},
         normalizer=normalizer if modality == "text" else "none",
         precision="unknown",
         dim=dim,
         dtype=dtype,
         normalized=True,
     )
+
+
+def _logit_settings(
+    cross_teacher: str | None,
+    logit_scale: float | None,
+    logit_bias: float | None,
+) -> dict[str, Any]:
+    """Return what is recorded of half of a cross-modal teacher."""
+    from cusa.data.store.cross_teachers import CROSS_TEACHER, LOGIT_BIAS, LOGIT_SCALE
+    from cusa.data.store.schema import check_name
+
+    logits = {LOGIT_SCALE: logit_scale, LOGIT_BIAS: logit_bias}
+    given = {name: value for name, value in logits.items() if value is not None}
+    if cross_teacher is None:
+        if given:
+            raise SettingError(
+                f"--{next(iter(given)).replace('_', '-')} is that of a dual encoder; name it with "
+                "--cross-teacher",
+                name="cross_teacher",
+            )
+        return {}
+    check_name(cross_teacher)
+    for name, value in given.items():
+        if not math.isfinite(value) or (name == LOGIT_SCALE and value <= 0):
+            raise SettingError(
+                f"--{name.replace('_', '-')} must be a finite number, and a scale more than 0; got "
+                f"{value:g}",
+                name=name,
+            )
+    return {CROSS_TEACHER: cross_teacher, **given}
 
 
 def _read_foreign_rows(rows_path: Path, ids_path: Path | None, allow_pickle: bool) -> ForeignRows:

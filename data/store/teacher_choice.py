@@ -114,12 +114,12 @@ def pick_teacher(
         return default
 
     problem = f"several {modality} teachers"
-    if name:
+    if name is not None:
         problem = f"unknown {modality} teacher {name!r}"
     raise StoreError(
         f"{location}: {problem}; pass {flag} with one of: {', '.join(teacher_names)}",
         path=Path(location),
-        name=name or modality,
+        name=modality if name is None else name,
     )
 
 

@@ -1,9 +1,21 @@
-"""The temperature of soft labels that people's judgements of image-caption pairs support."""
+"""The temperature of soft labels that people's judgements of image-caption pairs support.
+
+The candidates of a judged caption c are the image i that it was written for and the other images j
+that people judged with it. People's label of a candidate is its share of Yes (1 for i, if it was
+not judged) over the sum of these shares. A teacher's soft label is ``softmax_j(s_cj / tau)`` over
+the same candidates, where s is what the loss compares: of an image teacher, the cosine of images i
+and j; of a text teacher, the mean cosine of c and the captions of j, and 1 for the pair itself; of
+a cross-modal teacher, the cosine of c and j. The temperature minimises the cross entropy
+``-sum_j label_cj log softmax_j(s_cj / tau)``, averaged over captions, and so gives people's labels
+the greatest likelihood. The cross entropy is convex in 1 / tau: there is one minimum, of which the
+nearest of 301 temperatures is taken.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -55,16 +67,6 @@ def judged_temperatures(
 ) -> tuple[JudgedTemperature, ...]:
     """Fit the temperature of each teacher to people's judgements.
 
-    The candidates of a judged caption c are the image i that it was written for and the other
-    images j that people judged with it. People's label of a candidate is its share of Yes (1 for i,
-    if it was not judged) over the sum of these shares. A teacher's soft label is
-    ``softmax_j(s_cj / tau)`` over the same candidates, where s is what the loss compares: of an
-    image teacher, the cosine of images i and j; of a text teacher, the mean cosine of c and the
-    captions of j, and 1 for the pair itself; of a cross-modal teacher, the cosine of c and j. The
-    temperature minimises the cross entropy ``-sum_j label_cj log softmax_j(s_cj / tau)``, averaged
-    over captions, and so gives people's labels the greatest likelihood. The cross entropy is convex
-    in 1 / tau: there is one minimum, of which the nearest of 301 temperatures is taken.
-
     Args:
         store: The store.
         split_name: The split, whose pairs people judged.
@@ -92,6 +94,54 @@ def _read_candidates(
     split: Split,
     path: Path,
 ) -> JudgedCandidates:
+    skipped_images, skipped_captions = store.skipped(split.name)
+    view = EvaluatedSplit(
+        store.dataset,
+        split,
+        store.image_root,
+        skipped_images,
+        skipped_captions,
+    )
+    tables = []
+    n_judged = 0
+    for caption, shares in _shares_by_caption(path, view).items():
+        if caption in skipped_captions:
+            continue
+        table = _candidates_of_caption(caption, shares, split, skipped_images)
+        if table is None:
+            continue
+        tables.append(table)
+        n_judged += int(np.isin(table.images, list(shares)).sum())
+    if not tables:
+        raise _no_candidates(split, path)
+    columns = attrgetter("captions", "images", "own_images", "labels")
+    columns_of_tables = zip(*map(columns, tables), strict=True)
+    captions, images, own_images, labels = map(np.concatenate, columns_of_tables)
+    is_first = np.diff(captions, prepend=-1) != 0
+    return JudgedCandidates(
+        captions=captions,
+        images=images,
+        own_images=own_images,
+        labels=labels,
+        starts=np.flatnonzero(is_first),
+        n_judged=n_judged,
+    )
+
+
+def _no_candidates(split: Split, path: Path) -> DataError:
+    return DataError(
+        f"no caption of split {split.name!r} was judged with another image, so that {path} "
+        "supports no temperature; pass other judgements",
+        path=path,
+        name=split.name,
+    )
+
+
+def _shares_by_caption(
+    path: Path,
+    split: EvaluatedSplit,
+) -> dict[int, dict[int, float]]:
+    """Read the share of Yes of each judged image by its row, for each caption row, ascending."""
     file = read_judgements(path)
     if file.kind != "crowd":
         raise SettingError(
@@ -100,40 +150,39 @@ def _read_candidates(
             path=path,
             name="judgements",
         )
-    skipped_images, skipped_captions = store.skipped(split.name)
-    evaluated = EvaluatedSplit(
-        store.dataset, split, store.image_root, skipped_images, skipped_captions
-    )
-    share_of: dict[int, dict[int, float]] = {}
-    rows = rows_in_split(file, evaluated)
+    shares: dict[int, dict[int, float]] = {}
+    rows = rows_in_split(file, split)
     for (image, caption), pair in zip(rows.tolist(), file.pairs, strict=True):
-        if image >= 0:
-            share_of.setdefault(caption, {})[image] = pair.score
-    no_image = set(skipped_images.tolist())
-    no_caption = set(skipped_captions.tolist())
-    columns: list[tuple[int, int, int, float]] = []
-    starts = []
-    n_judged = 0
-    for caption in sorted(share_of.keys() - no_caption):
-        own_image = int(split.caption_image[caption])
-        shares = {own_image: 1.0, **share_of[caption]}
-        usable = sorted(shares.keys() - no_image)
-        total = sum(shares[image] for image in usable)
-        if own_image in no_image or len(usable) < 2 or total == 0:
-            continue
-        starts.append(len(columns))
-        n_judged += len(share_of[caption].keys() & set(usable))
-        for image in usable:
-            columns.append((caption, image, own_image, shares[image] / total))
-    if not starts:
-        raise DataError(
-            f"no caption of split {split.name!r} was judged with another image, so that {path} "
-            "supports no temperature; pass other judgements",
-            path=path,
-            name=split.name,
-        )
-    captions, images, own_images, labels = map(np.array, zip(*columns, strict=True))
-    return JudgedCandidates(captions, images, own_images, labels, np.array(starts), n_judged)
+        is_in_split = image >= 0
+        if is_in_split:
+            shares.setdefault(caption, {})[image] = pair.score
+    return dict(sorted(shares.items()))
+
+
+def _candidates_of_caption(
+    caption: int,
+    shares: dict[int, float],
+    split: Split,
+    skipped_images: np.ndarray,
+) -> JudgedCandidates | None:
+    """Return a caption's candidates; ``None`` if there are fewer than two, or all are No."""
+    own_image = int(split.caption_image[caption])
+    if own_image in skipped_images:
+        return None
+    share_of_image = {own_image: 1.0, **shares}
+    images = np.setdiff1d(list(share_of_image), skipped_images)
+    usable_shares = np.array([share_of_image[image] for image in images.tolist()])
+    total = usable_shares.sum()
+    if len(images) < 2 or total == 0:
+        return None
+    return JudgedCandidates(
+        captions=np.full_like(images, caption),
+        images=images,
+        own_images=np.full_like(images, own_image),
+        labels=usable_shares / total,
+        starts=np.zeros(1, np.int64),
+        n_judged=len(shares),
+    )
 
 
 def _similarities(
@@ -163,7 +212,10 @@ def _all_rows(rows: Embeddings) -> np.ndarray:
     return unit_rows(np.asarray(rows)).astype(np.float64)
 
 
-def _row_products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _row_products(
+    first: np.ndarray,
+    second: np.ndarray,
+) -> np.ndarray:
     return np.einsum("nd,nd->n", first, second)
 
 

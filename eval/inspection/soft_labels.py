@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from cusa.eval.inspection.batch_figures import (
     mean_figures,
     sharpness,
 )
-from cusa.eval.inspection.judged_temperature import JudgedTemperature, judged_temperatures
+from cusa.eval.inspection.judged_temperature import judged_temperatures
 from cusa.eval.inspection.opened_split import OpenedSplit, open_split
 from cusa.eval.inspection.pair_search import (
     DUPLICATE_COSINE,
@@ -36,13 +37,19 @@ from cusa.eval.inspection.pair_search import (
     silent,
     strongest_pairs,
 )
-from cusa.eval.inspection.results import Inspection, Settings, StrongPair, TeacherFigures
-from cusa.eval.inspection.split_teachers import teachers_of_split
+from cusa.eval.inspection.results import (
+    Inspection,
+    JudgedTemperature,
+    Settings,
+    StrongPair,
+    TeacherFigures,
+)
+from cusa.eval.inspection.split_teachers import SplitTeacher, teachers_of_split
 from cusa.eval.inspection.target_figures import (
     TargetFigures,
     target_figures,
 )
-from cusa.eval.inspection.teacher_comparison import Comparison, compare_teachers
+from cusa.eval.inspection.teacher_comparison import compare_teachers
 from cusa.eval.report.page import write_page
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -71,11 +78,16 @@ def inspect(
         CusaError: As :func:`cusa.eval.inspection.opened_split.open_split`.
     """
     split = open_split(store, settings)
+    teachers = teachers_of_split(store, settings.split)
+    # First, as a file of judgements may be refused.
+    temperatures = _judged_temperatures(store, teachers, settings)
     sample = draw_sample(split.image_rows, split.caption_rows, settings.sample, settings.seed)
     median = same_image_cosine(split.text_teacher, sample)
     batches = _measure_batches(split, settings, median, advance)
     strongest, n_duplicates = _strongest(split, sample, settings.pairs, advance)
-    comparison, temperatures = _compare(store, split, settings, advance)
+    comparison = None
+    if len(teachers) > 2:  # of two, the figures above say it
+        comparison = compare_teachers(split, teachers, settings.batches, TEMPERATURES, advance)
     return Inspection(
         dataset=store.dataset,
         settings=settings,
@@ -111,27 +123,20 @@ def _strongest(
     return strongest, n_duplicates
 
 
-def _compare(
+def _judged_temperatures(
     store: EmbeddingStore,
-    split: OpenedSplit,
+    teachers: Sequence[SplitTeacher],
     settings: Settings,
-    advance: Advance,
-) -> tuple[Comparison | None, tuple[JudgedTemperature, ...]]:
-    """Compare all teachers of the split, if there are more than two, and with people."""
-    teachers = teachers_of_split(store, settings.split)
-    comparison = None
-    if len(teachers) > 2:
-        comparison = compare_teachers(split, teachers, settings.batches, TEMPERATURES, advance)
+) -> tuple[JudgedTemperature, ...]:
     if settings.judgements is None:
-        return comparison, ()
-    temperatures = judged_temperatures(
+        return ()
+    return judged_temperatures(
         store,
         settings.split,
         teachers,
         settings.judgements,
         settings.seed,
     )
-    return comparison, temperatures
 
 
 def write_inspection(

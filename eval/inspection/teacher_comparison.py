@@ -65,20 +65,43 @@ def compare_teachers(
     for number, teacher in enumerate(teachers):
         by_tau = {}
         for tau in temperatures:
-            by_tau[tau] = mean_figures([batch.sharpness[number, tau] for batch in batches])
-        compared.append(ComparedTeacher(teacher.name, teacher.kind, teacher.model_id, by_tau))
+            figures = [batch.sharpness[number, tau] for batch in batches]
+            by_tau[tau] = mean_figures(figures)
+        compared.append(_compared_teacher(teacher, by_tau))
     pairs = []
-    for first, second in itertools.combinations(range(len(teachers)), 2):
-        agreements = [batch.agreement[first, second] for batch in batches]
-        pair = TeacherPair(
-            first=teachers[first].name,
-            second=teachers[second].name,
-            agreement=mean_figures(agreements),
-            only_first=_mean([batch.seen_by_one[first, second] for batch in batches]),
-            only_second=_mean([batch.seen_by_one[second, first] for batch in batches]),
-        )
-        pairs.append(pair)
+    for numbers in itertools.combinations(range(len(teachers)), 2):
+        pairs.append(_teacher_pair(teachers, numbers, batches))
     return Comparison(tuple(compared), tuple(pairs))
+
+
+def _compared_teacher(
+    teacher: SplitTeacher,
+    sharpness_by_tau: dict[float, Sharpness],
+) -> ComparedTeacher:
+    return ComparedTeacher(
+        name=teacher.name,
+        kind=teacher.kind,
+        model_id=teacher.model_id,
+        sharpness=sharpness_by_tau,
+    )
+
+
+def _teacher_pair(
+    teachers: Sequence[SplitTeacher],
+    numbers: tuple[int, int],
+    batches: Sequence[_BatchComparison],
+) -> TeacherPair:
+    first, second = numbers
+    agreements = [batch.agreement[first, second] for batch in batches]
+    only_first = [batch.seen_by_one[first, second] for batch in batches]
+    only_second = [batch.seen_by_one[second, first] for batch in batches]
+    return TeacherPair(
+        first=teachers[first].name,
+        second=teachers[second].name,
+        agreement=mean_figures(agreements),
+        only_first=_mean(only_first),
+        only_second=_mean(only_second),
+    )
 
 
 def _compare_on_batch(

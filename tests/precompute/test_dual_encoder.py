@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 
 import numpy as np
 import pytest
@@ -17,7 +18,17 @@ from cusa.precompute.teachers import dual_encoder
 from cusa.precompute.teachers.cross_modal import parse_teachers
 from cusa.train.saving.run_dir import load_run
 from tests.data.tars.tar_files import write_tars
-from tests.helpers import ADAPTER, make_pairs, make_tiny_clip, make_tiny_vit, run_ok, settings
+from tests.helpers import (
+    ADAPTER,
+    make_pairs,
+    make_store,
+    make_tiny_clip,
+    make_tiny_vit,
+    run_fault,
+    run_ok,
+    settings,
+    unit_rows,
+)
 from tests.tiny_models import (
     SIZES,
     save_roberta_dual,
@@ -127,9 +138,29 @@ def test_a_run_learns_from_a_stored_cross_modal_teacher(index, tmp_path):
     run_ok("train", *args, *chosen, *rule, *both, "--run-dir", tmp_path / "run")
     config, _ = load_run(tmp_path / "run")
     assert config.loss.cross_teacher_taus == pytest.approx([0.07, np.exp(-4)], rel=1e-3)
+    assert config.loss.dr_sigmoid.teacher_bias is None  # CLIP has none
     student = cusa.load_student(tmp_path / "run")
     [row] = student.encode_text(["picture number 3, version 1"])
     assert np.isfinite(row).all()
+
+
+@pytest.mark.parametrize(("given", "bias"), [((), -12.0), ((-3.0,), -3.0)])
+def test_the_sigmoid_rule_reads_the_stored_bias(index, tmp_path, given, bias):
+    args = ("--embeddings", index, *ADAPTER, "--epochs", 1, "--batch-size", 8)
+    chosen = ("--image-encoder", "s-image", "--text-encoder", "s-text", "--cross-teacher", "s")
+    rule = ["--set", "loss.rule=dr-sigmoid", "--set", "loss.terms=[]"]
+    for value in given:
+        rule += ["--set", f"loss.dr_sigmoid.teacher_bias={value}"]
+    run_ok("train", *args, *chosen, *rule, "--run-dir", tmp_path / "run")
+    config, _ = load_run(tmp_path / "run")
+    assert config.loss.dr_sigmoid.teacher_bias == bias
+
+
+def test_info_names_the_cross_modal_teacher(index):
+    out = run_ok("store", "info", index)
+    assert out.count("of the cross-modal teacher clip") == 2
+    content = json.loads(run_ok("store", "info", index, "--json"))
+    assert content["teachers"]["s-text"]["transform"]["cross_teacher"] == "s"
 
 
 def test_stage_one_and_the_audit_go_on_with_what_is_stored(index, folder, manifest):
@@ -204,3 +235,39 @@ def test_halves_of_different_weights_or_names_are_no_pair():
 @pytest.mark.parametrize("value", [None, True, "50", float("inf"), float("nan"), [50]])
 def test_a_scale_that_is_no_number(value):
     assert logit_scale(settings("image", 4, transform={"logit_scale": value})) is None
+
+
+def test_rows_computed_elsewhere_are_a_pair_when_both_halves_are_imported(tmp_path):
+    index = make_store(tmp_path)
+    split = EmbeddingStore(index).split("train")
+    for modality, ids in (("image", split.image_ids), ("text", split.caption_ids)):
+        rows = unit_rows(len(ids), 6, seed=3)
+        np.save(tmp_path / "rows.npy", rows)
+        (tmp_path / "ids.txt").write_text("\n".join(ids))
+        named = ("--teacher", f"h14-{modality}", "--modality", modality, "--split", "train")
+        cross = ("--cross-teacher", "h14", "--logit-scale", 100)
+        files = (tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt")
+        run_ok("store", "import", index, *files, *named, *cross)
+    teachers = EmbeddingStore(index).teachers
+    assert cross_teachers(teachers) == {"h14": ("h14-image", "h14-text")}
+    assert logit_scale(teachers["h14-text"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (("--logit-scale", 100), "cross_teacher"),
+        (("--cross-teacher", "a b"), "name"),
+        (("--cross-teacher", "a", "--logit-scale", 0), "logit_scale"),
+        (("--cross-teacher", "a", "--logit-scale", "nan"), "logit_scale"),
+        (("--cross-teacher", "a", "--logit-bias", "inf"), "logit_bias"),
+    ],
+)
+def test_halves_that_cannot_be_imported(tmp_path, options, name):
+    index = make_store(tmp_path)
+    np.save(tmp_path / "rows.npy", unit_rows(40, 6, seed=3))
+    (tmp_path / "ids.txt").write_text("\n".join(EmbeddingStore(index).split("train").image_ids))
+    files = (tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt")
+    named = ("--teacher", "half", "--modality", "image", "--split", "train")
+    fault = run_fault("store", "import", index, *files, *named, *options)
+    assert (fault.kind, fault.name) == (SettingError, name)

@@ -108,6 +108,7 @@ def test_beside_rows_of_a_cross_modal_teacher_the_only_uni_modal_teacher_is_the_
     [
         ({"image_teacher": ["vision", "vision"]}, "vision"),
         ({"image_teacher": ["vision", "words"]}, "words"),
+        ({"image_teacher": ["vision", ""]}, ""),
         ({"image_teacher": None}, "image"),
         ({"cross_teacher": "clip-image"}, "clip-image"),
         ({"cross_teacher": ["clip", "clip"]}, "clip"),
@@ -182,6 +183,7 @@ def test_a_grid_has_runs_of_one_teacher_and_of_several(index, tmp_path):
         (["a"], "a"),
         (["a", "b"], ("a", "b")),
         ("a+b", ("a", "b")),
+        (["a+b", "c"], ("a", "b", "c")),
         ([], None),
         ("", None),
         (None, None),

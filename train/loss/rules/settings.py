@@ -76,11 +76,12 @@ class DrSigmoidConfig:
     Attributes:
         bias: Added to the student's cosines over ``tau``.
         teacher_bias: Added to the cross-modal teachers' cosines over their temperatures; a
-            constant.
+            constant. ``None``: in a run the bias that the store records of them, if it is the same
+            for all, and else -10.
     """
 
     bias: Bias = Bias(init=-10, min=-100, max=100)
-    teacher_bias: Number = Field(default=-10.0, ge=-1000, le=1000)
+    teacher_bias: Number | None = Field(default=None, ge=-1000, le=1000)
 
 
 @settings

@@ -9,6 +9,8 @@ from cusa.train.loss.config import LossConfig
 from cusa.train.loss.rules.soft_labels import CLIP_TAU
 from cusa.train.loss.rules.tile import Tile
 
+SIGLIP_BIAS = -10.0  # with which SigLIP's training begins
+
 
 def sigmoid_signs(
     tile: Tile,
@@ -26,8 +28,11 @@ def sigmoid_signs(
         ``[n, M]`` from -1 to 1; 0 for empty slots.
     """
     teachers = tile.cross
+    teacher_bias = loss_config.dr_sigmoid.teacher_bias
+    if teacher_bias is None:
+        teacher_bias = SIGLIP_BIAS
     signs = torch.zeros_like(teachers.cosines[0](1.0))
     for weight, logits in zip(teachers.weights, teachers.logits(CLIP_TAU), strict=True):
-        probabilities = torch.sigmoid(logits + loss_config.dr_sigmoid.teacher_bias)
+        probabilities = torch.sigmoid(logits + teacher_bias)
         signs = signs + weight * (2 * probabilities - 1)
     return signs if tile.mask is None else signs.masked_fill(~tile.mask, 0)
