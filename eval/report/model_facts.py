@@ -25,7 +25,7 @@ _NORMALIZERS = {
     "albef": "in lower case, without punctuation, cut to 64 words",
     "none": "as written",
 }
-_TITLES = {"image": "images", "text": "captions"}
+_TITLES = {"image": "images", "text": "captions", "cross": "images with captions"}
 _PACKAGES = {"cusa": "cusa", "torch": "PyTorch", "python": "Python"}
 _HASH_LENGTH = 12
 

@@ -11,7 +11,11 @@ import cusa
 from cusa.data.errors import SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
+from cusa.hosts.pairs import SplitTeachers
 from cusa.train.config_building import build_config
+from cusa.train.loader import Batch
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.saving.run_dir import load_run, read_metrics
 from cusa.train.teacher_rows import Teachers
 from cusa.train.trainer import Trainer
@@ -138,6 +142,38 @@ def test_killed_and_resumed_a_run_of_two_teachers_is_the_same(index, whole, tmp_
     assert done.returncode == -signal.SIGKILL, done.stderr
     run_ok("train", "--resume", "--run-dir", run_dir)
     assert_same_run(whole, run_dir)
+
+
+def test_a_host_reads_the_cross_modal_teacher_if_its_loss_needs_one(store):
+    """From the collated rows to the loss of several teachers."""
+    config = LossConfig(rule="dr", terms=("csa",), cross_teacher_taus=(0.02,))
+    teachers = SplitTeachers(store, ("train",), ["vision", "eyes"], "words", config=config)
+    labels = torch.tensor([[0, 3], [0, 40], [0, 7]])
+    batch = teachers.rows(labels)
+    features = torch.eye(3)
+    terms = CUSALoss(config)(
+        features,
+        features,
+        teacher_image=batch.image,
+        teacher_text=batch.text,
+        image_ids=batch.image_ids,
+        cross_teachers=batch.cross,
+    )
+    assert len(batch.image) == 2
+    assert terms.rule > 0
+    without = SplitTeachers(store, ("train",), "vision", "words").rows(labels)
+    assert without.cross == ()
+
+
+def test_a_moved_batch_keeps_the_rows_of_all_teachers():
+    rows = (torch.ones(2, 3), torch.ones(2, 4))
+    batch = Batch({"x": torch.ones(2)}, torch.ones(2), rows, rows[0], torch.ones(2), (rows,))
+    assert len(list(batch.tensors())) == 8
+    moved = batch.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in moved.tensors()} == {"meta"}
+    kept = batch.to(torch.device("meta"), with_inputs=False)
+    assert kept.texts.device.type == "cpu"
+    assert kept.cross_teachers[0][1].device.type == "meta"
 
 
 def test_resuming_with_other_teachers_is_refused(index, whole):
