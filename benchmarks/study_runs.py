@@ -162,8 +162,8 @@ class GroupedOrder(EpochOrder):
         yield from pairs[:n_in_batches].reshape(len(self), -1)[self.first :]
 
 
-def train(config: Config, variant: Variant, run_dir: Path) -> int:
-    """Train a run, and return the epoch of its best student."""
+def train(config: Config, variant: Variant, run_dir: Path) -> list[float]:
+    """Train a run, and return RSUM on val after each epoch."""
     trainer = Trainer(config, Processes("cpu"), 0, run_dir, False, validation_scores)
     data = trainer.setup.data
     pairs, order = data.pairs, data.order
@@ -181,8 +181,7 @@ def train(config: Config, variant: Variant, run_dir: Path) -> int:
     if variant.labels != "teachers":
         data.pairs = ControlledPairs(pairs, variant.labels)  # type: ignore[assignment]
     trainer.fit()
-    best = [line for line in read_history(run_dir).lines if line.get("best")]
-    return round(best[-1]["epoch"])
+    return [line["rsum"] for line in read_history(run_dir).lines if line["kind"] == "val"]
 
 
 @dataclass(frozen=True)
@@ -209,14 +208,15 @@ class Study:
         began = time.perf_counter(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             run_dir = Path(folder) / "run"
-            best_epoch = train(config, variant, run_dir)
+            val_rsum = train(config, variant, run_dir)
             seconds = time.perf_counter() - began[0], time.process_time() - began[1]
             student = load_trained(run_dir, "best").student
             encoders = config.student.image_encoder, config.student.text_encoder
             sources = student_sources(self.store, self.split, config, encoders, processors=None)
             embeddings = encode_split(student, sources, "cpu")
         return {
-            "best_epoch": best_epoch,
+            "best_epoch": int(np.argmax(val_rsum)) + 1,
+            "val_rsum": np.round(val_rsum, 2).tolist(),
             "seconds": round(seconds[0], 1),
             "cpu_seconds": round(seconds[1], 1),
             **self.measure(embeddings),

@@ -72,7 +72,9 @@ def experiment_table(
     title: str, variants: Mapping[str, Variant], where: Mapping[str, Any], rows: Rows
 ) -> Table:
     """Return means and deviations over seeds; with samples, differences from the first variant."""
-    table = Table(title, "seeds", "best epoch", *TITLES.values(), "RSUM over the first")
+    table = Table(
+        title, "seeds", "best epoch", "last, val", *TITLES.values(), "RSUM over the first"
+    )
     base = rows_of(next(iter(variants.values())), where, rows)
     for name, variant in variants.items():
         own_rows = rows_of(variant, where, rows)
@@ -83,12 +85,13 @@ def experiment_table(
             values = [row["figures"].get(figure) for row in own_rows]
             cells.append("" if None in values else mean_and_deviation(values))
         epochs = ", ".join(str(row["best_epoch"]) for row in own_rows)
+        last = mean_and_deviation([row["val_rsum"][-1] for row in own_rows])
         difference = paired_difference(base, own_rows, "rsum")
         text = ""
         if difference is not None and own_rows is not base:
             mean, (low, high) = difference
             text = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-        table.add_row(name, str(len(own_rows)), epochs, *cells, text)
+        table.add_row(name, str(len(own_rows)), epochs, last, *cells, text)
     return table
 
 
