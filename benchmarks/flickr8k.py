@@ -26,13 +26,13 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
-from study_runs import LABELS, Study, Variant
+from study_runs import LABELS, SHUFFLED, Study, Variant
 from study_tables import experiment_table, temperature_chart
 from timing import machine
 
 SMOKE = (
-    "{store} --image-encoder vision --text-encoder words --experiments losses "
-    "--experiments controls --experiments groups --epochs 1 --set train.batch_size=8",
+    "{store} --image-encoder vision --text-encoder words "
+    "--experiments controls --experiments orders --epochs 1 --set train.batch_size=8",
     "{store} --image-encoder vision --text-encoder words --experiments losses --split test "
     "--judgements {judgements} --seeds 2 --epochs 1 --set train.batch_size=8 --set "
     "train.precision=bf16",
@@ -114,7 +114,10 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "text only": Variant(STRONG, "text only"),
         "mpnet": Variant((*STRONG, "data.text_teacher=mpnet")),
     },
-    "groups": {f"{k} captions of an image": Variant(captions_per_image=k) for k in (1, 2, 5)},
+    "orders": {
+        order: Variant(order=order)
+        for order in (SHUFFLED, "together 2", "together 5", "in turn 240", "in turn 960")
+    },
     "finals": {
         "contrastive": CONTRASTIVE,
         "CUSA as published": PUBLISHED,

@@ -43,6 +43,7 @@ from cusa.train.trainer import Trainer
 Labels = Literal["teachers", "constant", "random", "permuted", "image only", "text only"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
 CONTROL_DIM = 256
+SHUFFLED = "shuffled"
 BOOTSTRAP = Bootstrap(samples=300)
 
 
@@ -53,12 +54,12 @@ class Variant:
     Attributes:
         settings: NAME=VALUE, as ``--set`` of cusa-train takes them.
         labels: Whose rows the soft labels are made of.
-        captions_per_image: Captions of one image that are drawn into a batch together.
+        order: The order of pairs: :data:`SHUFFLED`, or kind and k of :class:`ImageOrder`.
     """
 
     settings: tuple[str, ...] = ()
     labels: Labels = "teachers"
-    captions_per_image: int = 1
+    order: str = SHUFFLED
 
     def facts(self) -> dict[str, Any]:
         """Return the fields as a row of results holds them."""
@@ -131,35 +132,37 @@ def other_images_pairs(image_rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class GroupedOrder(EpochOrder):
-    """An epoch's order in which captions of an image come together, k at a time.
-
-    Only the end of a batch separates them, and the rest of an image's captions if k does not divide
-    their number.
+class ImageOrder(EpochOrder):
+    """An epoch's order in which captions of an image come together, or soon after each other.
 
     Attributes:
         image_rows: int64 ``[n_pairs]``: the image of each pair.
-        captions_per_image: k.
+        kind: ``"together"``: k captions of an image side by side; ``"in turn"``: one caption of
+            each of k images, then another of each, until all of theirs have come.
+        k: Captions, or images.
     """
 
     image_rows: np.ndarray = field(kw_only=True)
-    captions_per_image: int = field(kw_only=True)
+    kind: str = field(kw_only=True)
+    k: int = field(kw_only=True)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         generator = np.random.default_rng([self.seed, self.epoch])
         shuffled = generator.permutation(self.n_pairs)
-        by_image = shuffled[np.argsort(self.image_rows[shuffled], kind="stable")]
-        images = self.image_rows[by_image]
+        pairs = shuffled[np.argsort(self.image_rows[shuffled], kind="stable")]
+        images = self.image_rows[pairs]
         counts = np.bincount(images)
-        starts = np.cumsum(counts) - counts
-        group_in_image = (np.arange(self.n_pairs) - starts[images]) // self.captions_per_image
-        is_new_group = np.diff(images, prepend=-1).astype(bool)
-        is_new_group[1:] |= np.diff(group_in_image).astype(bool)
-        group = is_new_group.cumsum() - 1
-        place = generator.permutation(group[-1] + 1)
-        pairs = by_image[np.argsort(place[group], kind="stable")]
+        caption_number = np.arange(self.n_pairs) - (np.cumsum(counts) - counts)[images]
+        if self.kind == "together":
+            groups = images * (counts.max() + 1) + caption_number // self.k
+            place = generator.permutation(groups.max() + 1)
+            places = [place[groups]]
+        else:
+            place = generator.permutation(len(counts))[images]
+            places = [place, caption_number, place // self.k]
+        in_order = pairs[np.lexsort(places)]
         n_in_batches = len(self) * self.batch_size
-        yield from pairs[:n_in_batches].reshape(len(self), -1)[self.first :]
+        yield from in_order[:n_in_batches].reshape(len(self), -1)[self.first :]
 
 
 def train(config: Config, variant: Variant, run_dir: Path) -> list[float]:
@@ -169,14 +172,14 @@ def train(config: Config, variant: Variant, run_dir: Path) -> list[float]:
     pairs, order = data.pairs, data.order
     assert isinstance(pairs, Pairs), "the store is a set of tars"
     assert isinstance(order, EpochOrder)
-    if variant.captions_per_image > 1:
+    if variant.order != SHUFFLED:
+        kind, k = variant.order.rsplit(maxsplit=1)
         image_rows, _ = pairs.rows(np.arange(len(pairs)))
-        data.order = GroupedOrder(
-            order.n_pairs,
-            order.batch_size,
-            order.seed,
+        data.order = ImageOrder(
+            *(order.n_pairs, order.batch_size, order.seed),
             image_rows=image_rows,
-            captions_per_image=variant.captions_per_image,
+            kind=kind,
+            k=int(k),
         )
     if variant.labels != "teachers":
         data.pairs = ControlledPairs(pairs, variant.labels)  # type: ignore[assignment]
