@@ -61,6 +61,11 @@ def temperatures(*settings: str) -> dict[str, Variant]:
     return variants | {"1.0": Variant(settings)}
 
 
+def rule(name: str, *settings: str) -> Variant:
+    """Return a variant that trains on a rule's term alone."""
+    return Variant(("loss.terms=[]", f"loss.rule={name}", *settings))
+
+
 CONTRASTIVE = Variant(("loss.terms=[contrastive]",))
 PUBLISHED = Variant()
 SHARP = soft(0.3)
@@ -70,6 +75,7 @@ STRONG = (*weights(1, 5), *SHARP)
 CURVES = {
     "CUSA, published weights": temperatures(),
     "CUSA, alpha 1, beta 5": temperatures(*weights(1, 5)),
+    "xclr": {str(tau): rule("xclr", f"loss.xclr.tau={tau}") for tau in TEMPERATURES},
 }
 
 EXPERIMENTS: dict[str, dict[str, Variant]] = {
@@ -114,6 +120,15 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "text only": Variant(STRONG, "text only"),
         "mpnet": Variant((*STRONG, "data.text_teacher=mpnet")),
     },
+    "other rules": {
+        "cwcl": rule("cwcl"),
+        "cwcl, top 8": rule("cwcl", "loss.top_k=8"),
+        "guide, text, margin 0.1": rule("guide"),
+        "guide, text, margin 0.3": rule("guide", "loss.guide.margin=0.3"),
+        "guide, either, margin 0.1": rule("guide", "loss.guide.teacher=either"),
+        "self-guide, margin 0.1": rule("self-guide"),
+    },
+    "top k": {f"top {k}": Variant((*STRONG, f"loss.top_k={k}")) for k in (4, 16, 64)},
     "orders": {
         order: Variant(order=order)
         for order in (SHUFFLED, "together 2", "together 5", "in turn 240", "in turn 960")
