@@ -26,7 +26,7 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
-from study_runs import LABELS, SHUFFLED, Study, Variant
+from study_runs import LABELS, SHUFFLED, TAUGHT, Study, Variant
 from study_tables import experiment_table, temperature_chart
 from timing import machine
 
@@ -113,12 +113,20 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "alpha 1.28, beta 6.4": Variant(("loss.contrastive_scaling=infonce", *weights(1.28, 6.4))),
         "alpha 0.1, beta 0.5": Variant(("loss.contrastive_scaling=infonce",)),
     },
-    "controls": {labels: Variant(STRONG, labels) for labels in LABELS[:4]},
+    "controls": {labels: Variant(STRONG, labels) for labels in LABELS},
     "teachers": {
-        "both": Variant(STRONG),
-        "image only": Variant(STRONG, "image only"),
-        "text only": Variant(STRONG, "text only"),
+        **{taught: Variant(STRONG, taught=taught) for taught in TAUGHT},
         "mpnet": Variant((*STRONG, "data.text_teacher=mpnet")),
+        "minilm and mpnet": Variant((*STRONG, "data.text_teacher=[minilm, mpnet]")),
+    },
+    "image labels": {
+        **{labels: Variant(STRONG, labels, "image") for labels in LABELS},
+        "temperature 0.2": Variant((*weights(1, 5), *soft(0.2)), taught="image"),
+        "temperature 0.5": Variant((*weights(1, 5), *soft(0.5)), taught="image"),
+        "published weights": Variant(SHARP, taught="image"),
+        "alpha 10, beta 5": Variant((*weights(10, 5), *SHARP), taught="image"),
+        "CSA alone": Variant((*STRONG, "loss.terms=[contrastive, csa]"), taught="image"),
+        "USA alone": Variant((*STRONG, "loss.terms=[contrastive, usa]"), taught="image"),
     },
     "other rules": {
         "cwcl": rule("cwcl"),

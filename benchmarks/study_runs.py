@@ -37,11 +37,15 @@ from cusa.train.preset_files import load_preset
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import load_trained, read_history
 from cusa.train.sources import student_sources
+from cusa.train.teacher_set import MaybeRows
 from cusa.train.trainer import Trainer
 
 # Whose rows a batch's soft labels are made of.
-Labels = Literal["teachers", "constant", "random", "permuted", "image only", "text only"]
+Labels = Literal["teachers", "constant", "random", "permuted"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
+# Which of them are used: those of images, of captions, or of one modality in place of the other's.
+Taught = Literal["both", "image", "text", "image twice", "text twice"]
+TAUGHT: tuple[Taught, ...] = get_args(Taught)
 CONTROL_DIM = 256
 SHUFFLED = "shuffled"
 BOOTSTRAP = Bootstrap(samples=300)
@@ -54,11 +58,13 @@ class Variant:
     Attributes:
         settings: NAME=VALUE, as ``--set`` of cusa-train takes them.
         labels: Whose rows the soft labels are made of.
+        taught: Which modalities have soft labels, and of which teacher.
         order: The order of pairs: :data:`SHUFFLED`, or kind and k of :class:`ImageOrder`.
     """
 
     settings: tuple[str, ...] = ()
     labels: Labels = "teachers"
+    taught: Taught = "both"
     order: str = SHUFFLED
 
     def facts(self) -> dict[str, Any]:
@@ -75,11 +81,13 @@ class ControlledPairs(Dataset[Batch]):
     Args:
         pairs: The pairs.
         labels: Whose rows to use.
+        taught: Which of them.
     """
 
-    def __init__(self, pairs: Pairs, labels: Labels) -> None:
+    def __init__(self, pairs: Pairs, labels: Labels, taught: Taught) -> None:
         self._pairs = pairs
         self._labels = labels
+        self._taught = taught
         self._image_rows, self._caption_rows = pairs.rows(np.arange(len(pairs)))
         if labels == "permuted":
             self._other_pairs = other_images_pairs(self._image_rows)
@@ -95,23 +103,27 @@ class ControlledPairs(Dataset[Batch]):
     def __getitem__(self, numbers: np.ndarray) -> Batch:
         batch = self._pairs[numbers]
         image, text = self._rows(batch, np.asarray(numbers))
-        return replace(batch, teacher_image=image, teacher_text=text)
+        chosen = {
+            "both": (image, text),
+            "image": (image, None),
+            "text": (None, text),
+            "image twice": (image, image),
+            "text twice": (text, text),
+        }
+        teacher_image, teacher_text = chosen[self._taught]
+        return replace(batch, teacher_image=teacher_image, teacher_text=teacher_text)
 
-    def _rows(
-        self, batch: Batch, numbers: np.ndarray
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if self._labels == "image only":
-            return batch.teacher_image, None
-        if self._labels == "text only":
-            return None, batch.teacher_text
+    def _rows(self, batch: Batch, numbers: np.ndarray) -> tuple[MaybeRows, MaybeRows]:
+        """Return rows for the images and for the captions."""
         if self._labels == "constant":
             ones = torch.ones(len(numbers), CONTROL_DIM)
             return ones, ones
         if self._labels == "random":
             images, captions = self._random_rows
             return images[self._image_rows[numbers]], captions[self._caption_rows[numbers]]
-        other = self._pairs[self._other_pairs[numbers]]
-        return other.teacher_image, other.teacher_text
+        if self._labels == "permuted":
+            batch = self._pairs[self._other_pairs[numbers]]
+        return batch.teacher_image, batch.teacher_text
 
 
 def other_images_pairs(image_rows: np.ndarray) -> np.ndarray:
@@ -181,8 +193,8 @@ def train(config: Config, variant: Variant, run_dir: Path) -> list[float]:
             kind=kind,
             k=int(k),
         )
-    if variant.labels != "teachers":
-        data.pairs = ControlledPairs(pairs, variant.labels)  # type: ignore[assignment]
+    if (variant.labels, variant.taught) != ("teachers", "both"):
+        data.pairs = ControlledPairs(pairs, variant.labels, variant.taught)  # type: ignore[assignment]
     trainer.fit()
     return [line["rsum"] for line in read_history(run_dir).lines if line["kind"] == "val"]
 

@@ -45,7 +45,7 @@ class FivePairs:
 
 
 def test_permuted_labels_are_those_of_another_image_always_the_same(load):
-    pairs = load("study_runs").ControlledPairs(FivePairs(), "permuted")
+    pairs = load("study_runs").ControlledPairs(FivePairs(), "permuted", "both")
     numbers = np.random.default_rng(0).permutation(len(pairs))
     batch = pairs[numbers]
     label_images = batch.teacher_image[:, 0].long().numpy()
@@ -61,17 +61,19 @@ def test_permuted_labels_are_those_of_another_image_always_the_same(load):
 def test_controls_know_nothing_but_the_pair_itself(load):
     controlled_pairs = load("study_runs").ControlledPairs
     numbers = np.array([0, 1, 7])
-    constant = controlled_pairs(FivePairs(), "constant")[numbers]
+    constant = controlled_pairs(FivePairs(), "constant", "both")[numbers]
     assert len(constant.teacher_image.unique()) == len(constant.teacher_text.unique()) == 1
-    random = controlled_pairs(FivePairs(), "random")
+    random = controlled_pairs(FivePairs(), "random", "both")
     image, text = random[numbers].teacher_image, random[numbers].teacher_text
     assert torch.equal(image[0], image[1])
     assert not torch.equal(image[0], image[2])
     assert not torch.equal(text[0], text[1])
     assert torch.equal(random[numbers[::-1].copy()].teacher_text, text.flip(0))
-    alone = controlled_pairs(FivePairs(), "text only")[numbers]
+    alone = controlled_pairs(FivePairs(), "teachers", "text")[numbers]
     assert alone.teacher_image is None
-    assert alone.teacher_text is not None
+    assert alone.teacher_text.flatten().tolist() == numbers.tolist()
+    twice = controlled_pairs(FivePairs(), "teachers", "image twice")[numbers]
+    assert torch.equal(twice.teacher_text, twice.teacher_image)
 
 
 @pytest.mark.parametrize(
