@@ -72,27 +72,31 @@ def experiment_table(
     title: str, variants: Mapping[str, Variant], where: Mapping[str, Any], rows: Rows
 ) -> Table:
     """Return means and deviations over seeds; with samples, differences from the first variant."""
-    table = Table(
-        title, "seeds", "best epoch", "last, val", *TITLES.values(), "RSUM over the first"
-    )
-    base = rows_of(next(iter(variants.values())), where, rows)
-    for name, variant in variants.items():
-        own_rows = rows_of(variant, where, rows)
+    rows_by_name = {name: rows_of(variant, where, rows) for name, variant in variants.items()}
+    measured = [row["figures"] for rows in rows_by_name.values() for row in rows]
+    names = [name for name in TITLES if measured and all(name in row for row in measured)]
+    titles = [TITLES[name] for name in names]
+    table = Table(title, "seeds", "best epoch", "last, val", *titles, "RSUM over the first")
+    base = next(iter(rows_by_name.values()))
+    for variant, own_rows in rows_by_name.items():
         if not own_rows:
             continue
-        cells = []
-        for figure in TITLES:
-            values = [row["figures"].get(figure) for row in own_rows]
-            cells.append("" if None in values else mean_and_deviation(values))
+        columns = [[row["val_rsum"][-1] for row in own_rows]]
+        for name in names:
+            columns.append([row["figures"][name] for row in own_rows])
         epochs = ", ".join(str(row["best_epoch"]) for row in own_rows)
-        last = mean_and_deviation([row["val_rsum"][-1] for row in own_rows])
         difference = paired_difference(base, own_rows, "rsum")
         text = ""
         if difference is not None and own_rows is not base:
             mean, (low, high) = difference
             text = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-        table.add_row(name, str(len(own_rows)), epochs, last, *cells, text)
+        cells = [_cell(values) for values in columns]
+        table.add_row(variant, str(len(own_rows)), epochs, *cells, text)
     return table
+
+
+def _cell(values: list[float]) -> str:
+    return mean_and_deviation(values) if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def temperature_chart(
