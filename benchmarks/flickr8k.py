@@ -26,7 +26,7 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
-from study_runs import LABELS, SHUFFLED, TAUGHT, Study, Variant
+from study_runs import LABELS, SHUFFLED, TAUGHT, Study, Taught, Variant
 from study_tables import experiment_table, temperature_chart
 from timing import machine
 
@@ -54,11 +54,13 @@ def weights(alpha: float, beta: float) -> tuple[str, ...]:
     return f"loss.alpha={alpha}", f"loss.beta={beta}"
 
 
-def temperatures(*settings: str) -> dict[str, Variant]:
+def temperatures(*settings: str, taught: Taught = "both") -> dict[str, Variant]:
     """Return a variant for each soft-label temperature, by its name."""
-    variants = {str(tau): Variant((*settings, *soft(tau))) for tau in TEMPERATURES}
+    variants = {}
+    for tau in TEMPERATURES:
+        variants[str(tau)] = Variant((*settings, *soft(tau)), taught=taught)
     # The default, as published: no run is taken twice.
-    return variants | {"1.0": Variant(settings)}
+    return variants | {"1.0": Variant(settings, taught=taught)}
 
 
 def rule(name: str, *settings: str) -> Variant:
@@ -75,6 +77,7 @@ STRONG = (*weights(1, 5), *SHARP)
 CURVES = {
     "CUSA, published weights": temperatures(),
     "CUSA, alpha 1, beta 5": temperatures(*weights(1, 5)),
+    "CUSA, alpha 1, beta 5, image labels": temperatures(*weights(1, 5), taught="image twice"),
     "xclr": {str(tau): rule("xclr", f"loss.xclr.tau={tau}") for tau in TEMPERATURES},
 }
 
@@ -127,6 +130,11 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "alpha 10, beta 5": Variant((*weights(10, 5), *SHARP), taught="image"),
         "CSA alone": Variant((*STRONG, "loss.terms=[contrastive, csa]"), taught="image"),
         "USA alone": Variant((*STRONG, "loss.terms=[contrastive, usa]"), taught="image"),
+    },
+    "image labels, both directions": {
+        **{labels: Variant(STRONG, labels, "image twice") for labels in LABELS},
+        "alpha 10, beta 5": Variant((*weights(10, 5), *SHARP), taught="image twice"),
+        "alpha 1, beta 0.5": Variant((*weights(1, 0.5), *SHARP), taught="image twice"),
     },
     "other rules": {
         "cwcl": rule("cwcl"),
@@ -198,17 +206,21 @@ def common_settings(
     ]
 
 
-def planned(experiments: tuple[str, ...], seeds: int) -> Iterator[tuple[str, str, Variant, int]]:
+def planned(
+    experiments: tuple[str, ...], only: tuple[str, ...], seeds: int
+) -> Iterator[tuple[str, str, Variant, int]]:
     """Yield experiment, name, variant and seed of the runs, all variants of a seed first."""
     for experiment in experiments:
         for seed in range(seeds):
             for name, variant in EXPERIMENTS[experiment].items():
-                yield experiment, name, variant, seed
+                if not only or name in only:
+                    yield experiment, name, variant, seed
 
 
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path, exists=True))
 @click.option("--experiments", multiple=True, type=click.Choice(list(EXPERIMENTS)))
+@click.option("--only", multiple=True, help="Names of variants; without it, all of them.")
 @click.option("--seeds", default=1)
 @click.option("--epochs", default=15)
 @click.option("--split", default="val", help="What is measured; test is for finals.")
@@ -223,6 +235,7 @@ def planned(experiments: tuple[str, ...], seeds: int) -> Iterator[tuple[str, str
 def main(
     store: Path,
     experiments: tuple[str, ...],
+    only: tuple[str, ...],
     seeds: int,
     epochs: int,
     split: str,
@@ -241,7 +254,7 @@ def main(
     study = Study(EmbeddingStore(store), settings, split, judged)
     results = Results(out)
     where = {"data_set": study.store.dataset, "split": split, "common": common}
-    for experiment, name, variant, seed in planned(experiments, seeds):
+    for experiment, name, variant, seed in planned(experiments, only, seeds):
         facts = {**where, **variant.facts(), "seed": seed}
         if results.find(facts) is None:
             row = facts | study.run(variant, seed)
