@@ -152,7 +152,9 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     "finals": {
         "contrastive": CONTRASTIVE,
         "CUSA as published": PUBLISHED,
-        "CUSA, temperature 0.3, alpha 1, beta 5": Variant(STRONG),
+        "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
+        "the same, image teacher alone": Variant(STRONG, taught="image"),
+        "the same, image labels in both directions": Variant(STRONG, taught="image twice"),
     },
 }
 
