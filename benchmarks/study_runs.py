@@ -225,10 +225,11 @@ class Study:
             run_dir = Path(folder) / "run"
             val_rsum = train(config, variant, run_dir)
             seconds = time.perf_counter() - began[0], time.process_time() - began[1]
-            student = load_trained(run_dir, "best").student
-            encoders = config.student.image_encoder, config.student.text_encoder
-            sources = student_sources(self.store, self.split, config, encoders, processors=None)
-            embeddings = encode_split(student, sources, "cpu")
+            trained = load_trained(run_dir, "best").student
+            student = settings["student"]
+            encoders = {"image": student["image_encoder"], "text": student["text_encoder"]}
+            sources = student_sources(self.store, self.split, config, encoders)
+            embeddings = encode_split(trained, sources, "cpu")
         return {
             "best_epoch": int(np.argmax(val_rsum)) + 1,
             "val_rsum": np.round(val_rsum, 2).tolist(),
