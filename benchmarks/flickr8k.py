@@ -136,6 +136,15 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "alpha 10, beta 5": Variant((*weights(10, 5), *SHARP), taught="image twice"),
         "alpha 1, beta 0.5": Variant((*weights(1, 0.5), *SHARP), taught="image twice"),
     },
+    "source image": {
+        "USA by each": Variant((*STRONG, "loss.soft_label_source=image")),
+        "no USA": Variant(
+            (*STRONG, "loss.soft_label_source=image", "loss.terms=[contrastive, csa]")
+        ),
+        "USA by each, temperature 0.2": Variant(
+            (*weights(1, 5), *soft(0.2), "loss.soft_label_source=image")
+        ),
+    },
     "other rules": {
         "cwcl": rule("cwcl"),
         "cwcl, top 8": rule("cwcl", "loss.top_k=8"),
