@@ -162,8 +162,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "contrastive": CONTRASTIVE,
         "CUSA as published": PUBLISHED,
         "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
-        "the same, image teacher alone": Variant(STRONG, taught="image"),
-        "the same, image labels in both directions": Variant(STRONG, taught="image twice"),
+        "the same, image labels in CSA": Variant((*STRONG, "loss.soft_label_source=image")),
     },
 }
 
