@@ -160,6 +160,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     },
     "finals": {
         "contrastive": CONTRASTIVE,
+        "contrastive, 4 epochs": Variant((*CONTRASTIVE.settings, "train.epochs=4")),
         "CUSA as published": PUBLISHED,
         "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
         "the same, image labels in CSA": Variant((*STRONG, "loss.soft_label_source=image")),
