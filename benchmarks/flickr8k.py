@@ -136,14 +136,15 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "alpha 10, beta 5": Variant((*weights(10, 5), *SHARP), taught="image twice"),
         "alpha 1, beta 0.5": Variant((*weights(1, 0.5), *SHARP), taught="image twice"),
     },
-    "source image": {
-        "USA by each": Variant((*STRONG, "loss.soft_label_source=image")),
-        "no USA": Variant(
+    "sources": {
+        "each": Variant(STRONG),
+        "image": Variant((*STRONG, "loss.soft_label_source=image")),
+        "image, no USA": Variant(
             (*STRONG, "loss.soft_label_source=image", "loss.terms=[contrastive, csa]")
         ),
-        "USA by each, temperature 0.2": Variant(
-            (*weights(1, 5), *soft(0.2), "loss.soft_label_source=image")
-        ),
+        "add": Variant((*STRONG, "loss.soft_label_source=add")),
+        "add, temperature 0.2": Variant((*weights(1, 5), *soft(0.2), "loss.soft_label_source=add")),
+        "dot, temperature 0.2": Variant((*weights(1, 5), *soft(0.2), "loss.soft_label_source=dot")),
     },
     "other rules": {
         "cwcl": rule("cwcl"),
@@ -274,7 +275,7 @@ def main(
     for experiment, variants in EXPERIMENTS.items():
         table = experiment_table(experiment, variants, where, results.rows)
         if table.row_count:
-            Console(width=160).print(table)
+            Console(width=200).print(table)
     if figure is not None:
         figure.write_text(temperature_chart(CURVES, where, results.rows), encoding="utf-8")
 
