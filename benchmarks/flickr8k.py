@@ -156,8 +156,11 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     },
     "top k": {f"top {k}": Variant((*STRONG, f"loss.top_k={k}")) for k in (4, 16, 64)},
     "orders": {
-        order: Variant(order=order)
-        for order in (SHUFFLED, "together 2", "together 5", "in turn 240", "in turn 960")
+        **{
+            order: Variant(order=order)
+            for order in (SHUFFLED, "together 2", "together 5", "in turn 240", "in turn 960")
+        },
+        "in turn 240, temperature 0.3, alpha 1, beta 5": Variant(STRONG, order="in turn 240"),
     },
     "finals": {
         "contrastive": CONTRASTIVE,
