@@ -6,8 +6,10 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from rich.table import Table
 
 from cusa.eval.metrics.bootstrap import interval
@@ -114,6 +116,9 @@ def temperature_chart(
         if points:
             axes.plot(*zip(*points, strict=True), ".-", color=COLORS[number], label=name)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(list(map(float, next(iter(curves.values())))))
     axes.set_xlabel("temperature of the soft labels")
     axes.set_ylabel(f"RSUM on {where['data_set']} {where['split']}")
     axes.grid(alpha=0.2)
@@ -121,5 +126,7 @@ def temperature_chart(
         axes.legend()
     svg = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(svg, format="svg", metadata=no_metadata)
+    # Text as text, and the same ids each time.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
+        figure.savefig(svg, format="svg", metadata=no_metadata)
     return svg.getvalue()
