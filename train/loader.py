@@ -108,6 +108,9 @@ def on_device(
     if device.type == "cuda":
         yield from _on_gpu(batches, device, with_inputs)
         return
+    if device.type == "cpu":  # where they are
+        yield from batches
+        return
     for batch in batches:
         yield batch.to(device, with_inputs)
 

@@ -14,6 +14,9 @@ from cusa.train.config import Config
 from cusa.train.saving.tensors import mismatch, with_prefix, without_prefix
 from cusa.train.step import TrainStep, make_optimizer
 
+# What torch adds to the norm of gradients before it compares it with the greatest one.
+_ADDED_TO_NORM = 1e-6
+
 
 class TrainingState:
     """The state that every step changes and every checkpoint saves.
@@ -57,13 +60,19 @@ class TrainingState:
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
-        gradient_norm = nn.utils.clip_grad_norm_(self._parameters, self._greatest_norm)
-        is_finite = torch.isfinite(loss.detach())
+        gradients = [parameter.grad for parameter in self._parameters]
+        gradient_norm = nn.utils.get_total_norm(filter(torch.is_tensor, gradients))
+        # The only wait for the GPU, after everything slow has been queued.
+        loss_value, norm_value = torch.stack([loss.detach(), gradient_norm]).tolist()
+        is_finite = math.isfinite(loss_value)
         # In fp16, the scaler checks the gradient.
         if not self._scaler.is_enabled():
-            is_finite &= torch.isfinite(gradient_norm)
-        if not is_finite:  # the only wait for the GPU, after everything slow has been queued
+            is_finite = is_finite and math.isfinite(norm_value)
+        if not is_finite:
             return False
+        # Torch would also multiply by one the gradients that are short enough.
+        if norm_value + _ADDED_TO_NORM > self._greatest_norm:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._greatest_norm, gradient_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return True

@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # settings are read without torch
 Divergence = Literal["kl", "cross_entropy"]
 Scaling = Literal["paper", "infonce"]
 Fusion = Literal["each", "add", "dot"]
-Source = Literal["each", "add", "dot", "cross"]
+Source = Literal["each", "image", "text", "add", "dot", "cross"]
+_SAME_LABELS = ("image", "text", "add", "dot")  # in both directions of CSA
 TeacherMean = Literal["labels", "similarities"]
 Term = Literal["contrastive", "csa", "usa"]
 SummedTerm = Literal["contrastive", "csa", "usa", "rule"]
@@ -116,8 +117,10 @@ class LossConfig:
         rule: The label rule of a further term, see docs/rules.md; ``"cusa"``: there is none.
         rule_weight: Weight of the rule's term, a mean over rows whatever the scalings.
         soft_label_source: Which teacher gives CSA's soft labels, see
-            :func:`cusa.train.loss.functions.fuse_similarities`; with ``"add"`` and ``"dot"`` the
-            two directions of CSA share their temperatures. ``"cross"``: the cross-modal teachers.
+            :func:`cusa.train.loss.functions.fuse_similarities`; ``"image"`` or ``"text"``: that
+            one's in both directions; ``"cross"``: the cross-modal teachers. With ``"image"``,
+            ``"text"``, ``"add"`` and ``"dot"``, both directions have the same labels, and share the
+            temperatures of CSA.
         top_k: Soft labels keep the so many greatest of each row, and those that equal the last of
             them; ``None``: all.
         teacher_mean: What is averaged over several teachers of a modality: their soft ``"labels"``
@@ -324,7 +327,7 @@ class LossConfig:
                 continue
             pair: TemperaturePair = getattr(self, name)
             # Both directions have the same labels: two temperatures could only disagree.
-            if self.soft_label_source in ("add", "dot") and name in ("tau_csa", "tau_soft"):
+            if self.soft_label_source in _SAME_LABELS and name in ("tau_csa", "tau_soft"):
                 pair = replace(pair, shared=True)
             temperatures[name] = pair
         return temperatures

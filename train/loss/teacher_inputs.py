@@ -182,13 +182,12 @@ def check_teacher_rows(batch: LossBatch) -> None:
     Raises:
         EmbeddingsError: If a row is zero or has no finite length; ``location`` is the rows.
     """
-    usable: dict[str, Tensor] = {}
-    for name, rows, _ in named_rows(batch.teacher, batch.cross_teacher):
-        is_usable = _can_be_normalized(rows)
-        usable[name] = is_usable if batch.mask is None else is_usable | ~batch.mask
-    # Wait for a GPU once, not once per teacher.
-    if not usable or torch.stack([is_usable.all() for is_usable in usable.values()]).all():
-        return
+    # Most lengths are seen in float32; only float64 tells the others from zero and infinity.
+    for dtype in (torch.float32, torch.float64):
+        usable = _usable_rows(batch, dtype)
+        # Wait for a GPU once, not once per teacher.
+        if not usable or torch.stack([rows.all() for rows in usable.values()]).all():
+            return
     for name, is_usable in usable.items():
         row_numbers = (~is_usable).nonzero().flatten().tolist()
         if not row_numbers:
@@ -202,10 +201,17 @@ def check_teacher_rows(batch: LossBatch) -> None:
         )
 
 
-def _can_be_normalized(rows: Tensor) -> Tensor:
-    """Return which rows have a finite length that is not zero: bool ``[n]``."""
-    lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return (lengths > 0) & lengths.isfinite()
+def _usable_rows(
+    batch: LossBatch,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Return by name which rows have a finite length in a dtype that is not zero: bool ``[M]``."""
+    usable: dict[str, Tensor] = {}
+    for name, rows, _ in named_rows(batch.teacher, batch.cross_teacher):
+        lengths = torch.linalg.vector_norm(rows.to(dtype), dim=1)
+        is_usable = (lengths > 0) & lengths.isfinite()
+        usable[name] = is_usable if batch.mask is None else is_usable | ~batch.mask
+    return usable
 
 
 def with_mean_similarities(

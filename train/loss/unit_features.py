@@ -33,19 +33,20 @@ class _UnitFeatures(torch.autograd.Function):
         features: Tensor,
     ) -> Tensor:
         roots = _roots_of_lengths(features)
-        ctx.save_for_backward(features, roots)
-        return features / roots / roots
+        normalized = features / roots / roots
+        ctx.save_for_backward(features, roots, normalized)
+        return normalized
 
     @staticmethod
     def backward(
         ctx: Any,
         gradient: Tensor,
     ) -> Tensor:
-        features, roots = ctx.saved_tensors
+        features, roots, normalized = ctx.saved_tensors
         if torch.is_grad_enabled():
             # create_graph=True: the lengths need a gradient, too.
             roots = _roots_of_lengths(features)
-        normalized = features / roots / roots
+            normalized = features / roots / roots
         # The component along the features changes only their length, so it is removed.
         projection = (normalized * gradient).sum(dim=-1, keepdim=True)
         along_length = normalized * projection

@@ -79,6 +79,12 @@ CONFIGS = {
     "CSA and USA, two labels": LossConfig(
         terms=("csa", "usa"), top_k=2, tau_soft=LEARNED, usa_divergence="cross_entropy"
     ),
+    "CSA of images alone": LossConfig(
+        terms=("csa", "usa"), soft_label_source="image", tau_soft=LEARNED, top_k=3
+    ),
+    "CSA of captions alone": LossConfig(
+        terms=("csa",), soft_label_source="text", tau_soft=LEARNED, text_teacher_weights=(2, 1)
+    ),
     "CSA of fused teachers": LossConfig(
         terms=("csa",), soft_label_source="dot", tau_soft=LEARNED, text_teacher_weights=(2, 1)
     ),
@@ -324,8 +330,8 @@ class Loops:
         own = ("image", "text")[modality]
         source = config.soft_label_source if term == "csa" else "each"
         tau_soft = self._tau("tau_soft", modality)
-        if source == "cross":
-            labels = self._labels("cross", modality, i, tau_soft)
+        if source in ("cross", "image", "text"):
+            labels = self._labels(source, modality, i, tau_soft)
         elif source == "each":
             labels = self._labels(own, modality, i, tau_soft)
         else:
@@ -503,6 +509,11 @@ PAIR = (X, X)
         ({"rule": "guide", "guide": {"teacher": "either"}}, {"teacher_text": X}, "teacher_image"),
         ({"rule": "guide", "guide": {"teacher": "cross"}}, {"teacher_text": X}, "cross_teachers"),
         ({"terms": ("csa",), "soft_label_source": "cross"}, {}, "cross_teachers"),
+        (
+            {"terms": ("csa",), "soft_label_source": "image"},
+            {"teacher_text": X},
+            "teacher_image",
+        ),
         ({"rule": "dr"}, {"cross_teachers": [X]}, "cross_teachers"),
         ({"rule": "dr"}, {"cross_teachers": [(X, X[:, :2])]}, "cross_teachers[0][1]"),
         ({"rule": "dr"}, {"cross_teachers": [PAIR, (X[:3], X)]}, "cross_teachers[1][0]"),

@@ -39,6 +39,8 @@ def needed_teachers(loss_config: LossConfig) -> dict[TeacherKind, str]:
         match loss_config.soft_label_source:
             case "each":
                 needs["image or text"] = "CSA"
+            case "image" | "text" as modality:
+                needs[modality] = source
             case "cross":
                 needs["cross-modal"] = source
             case _:

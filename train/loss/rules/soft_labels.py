@@ -20,6 +20,8 @@ from cusa.train.loss.rules.tile import HIDDEN, Tile
 CLIP_TAU = 0.01
 # Logits that are this close are equal up to the rounding of cosines, divided by a temperature.
 _TIE = 1e-4
+# Sources of one modality's teachers, by their place in ``Tile.uni``.
+_OF_ONE_TEACHER = {"image": 0, "text": 1}
 
 
 def csa_labels(
@@ -29,17 +31,20 @@ def csa_labels(
 ) -> Tensor | None:
     """CSA (Huang et al., AAAI 2024, section 3.2): ``P_ij = softmax_j(s_ij / tau_soft)``.
 
-    ``s_ij`` is ``a_i.a_j`` for images as queries and ``b_i.b_j`` for captions, both fused, or
-    ``a_i.b_j`` of cross-modal teachers, by ``soft_label_source``. Needs the teacher of the queries'
-    modality; ``"add"`` and ``"dot"`` both; ``"cross"`` a cross-modal teacher, which makes it
-    ``dr`` with a temperature of its own for the student. With captions' labels in both directions,
-    it would be ``xclr``.
+    ``s_ij`` is ``a_i.a_j`` for images as queries and ``b_i.b_j`` for captions, one of them for
+    both, both fused, or ``a_i.b_j`` of cross-modal teachers, by ``soft_label_source``. Needs the
+    teacher of the queries' modality, or the one that is named; ``"add"`` and ``"dot"`` both;
+    ``"cross"`` a cross-modal teacher, which makes it ``dr`` with a temperature of its own for the
+    student. ``"text"`` is ``xclr`` with such a temperature.
     """
     source = loss_config.soft_label_source
     if source == "cross":
         return keep_greatest(tile.mean_label_logits(tile.cross, tau_soft), loss_config.top_k)
     if source == "each":
         return usa_labels(tile, loss_config, tau_soft)
+    if source in _OF_ONE_TEACHER:
+        teachers = tile.uni[_OF_ONE_TEACHER[source]]
+        return keep_greatest(tile.mean_label_logits(teachers, tau_soft), loss_config.top_k)
     return keep_greatest(_fused_logits(tile, source, tau_soft), loss_config.top_k)
 
 
@@ -69,6 +74,8 @@ def label_slope(
         return tile.label_slope(tile.cross, tau_soft)
     if source == "each":
         return tile.label_slope(tile.own, tau_soft)
+    if source in _OF_ONE_TEACHER:
+        return tile.label_slope(tile.uni[_OF_ONE_TEACHER[source]], tau_soft)
     return -_fused_logits(tile, source, tau_soft)
 
 
