@@ -43,7 +43,7 @@ def efficientnet_tower(pretrained: bool = True) -> Tower:
     model._fc = nn.Identity()  # of the classifier, which no embedding needs
 
     def encode(inputs: NamedInputs) -> torch.Tensor:
-        # Twice as fast on a CPU.
+        # On a CPU, a step takes about 70 % of the time with these.
         pixels = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         return model.extract_features(pixels).mean(dim=(2, 3))
 
