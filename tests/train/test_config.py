@@ -176,7 +176,8 @@ def test_a_refusal_says_what_is_legal():
     assert "above 0 to 100, got -1" in message("optim.lr=-1")
     assert "from 0 to below 1, got 1" in message("student.dropout=1")
     assert "from 0 to 256, or null, got -1" in message("train.workers=-1")
-    assert "one of each, image, text, add, dot, cross, got 'all'" in message("loss.soft_label_source=all")
+    sources = "one of each, image, text, add, dot, cross, got 'all'"
+    assert sources in message("loss.soft_label_source=all")
     assert "legal: data, student, loss, optim, train" in message("los=1")
     assert "legal in loss: terms, alpha, beta" in message("loss.alhpa=1")
     assert "quotes" in message("data.image_teacher=123")
