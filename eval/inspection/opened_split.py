@@ -172,13 +172,20 @@ def _cross_teachers(
     store: EmbeddingStore,
     settings: Settings,
 ) -> tuple[tuple[Embeddings, Embeddings], ...]:
-    """Return image rows and text rows of the cross-modal teachers that the loss needs."""
-    if settings.loss is None or "cross-modal" not in needed_teachers(settings.loss):
+    """Return image rows and text rows of the cross-modal teachers that the loss needs.
+
+    Raises:
+        StoreError: If a teacher that settings name is not there, whether it is needed or not.
+    """
+    is_needed = settings.loss is not None and "cross-modal" in needed_teachers(settings.loss)
+    if not is_needed and not settings.cross_teacher:
         return ()
     names = pick_cross_teachers(
         str(store.path), store.teachers, settings.cross_teacher, "--cross-teacher"
     )
-    rows = []
+    rows: list[tuple[Embeddings, Embeddings]] = []
+    if not is_needed:
+        return ()
     for image_name, text_name in names:
         image_rows = store.embeddings(image_name, settings.split)
         text_rows = store.embeddings(text_name, settings.split)

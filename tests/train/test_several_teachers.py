@@ -21,6 +21,7 @@ from cusa.train.teacher_rows import Teachers
 from cusa.train.trainer import Trainer
 from tests.helpers import (
     ADAPTER,
+    Fault,
     ForkedCommand,
     add_teacher,
     kill_at,
@@ -202,6 +203,21 @@ def test_a_rule_reads_the_cross_modal_teacher_at_its_own_temperature(index, tmp_
     assert config.loss.cross_teacher_taus == (pytest.approx(1 / 50),)
     assert provenance.teacher_names() == {"cross": "clip-image, clip-text"}
     run_ok("train", "--resume", "--run-dir", tmp_path / "run", "--epochs", 3)
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "cross"])
+def test_a_named_teacher_that_the_loss_does_not_need_must_be_there(index, tmp_path, kind):
+    options = ("--loss", "contrastive", f"--{kind}-teacher", "nobody")
+    fault = run_fault("train", *_args(index, tmp_path / "run", *options))
+    assert fault == Fault(StoreError, path=index, name="nobody")
+
+
+def test_a_named_teacher_that_the_loss_does_not_need_is_not_read(index, tmp_path):
+    options = ("--loss", "contrastive", "--cross-teacher", "clip", *ONE)
+    run_ok("train", *_args(index, tmp_path / "run", *options))
+    config, provenance = load_run(tmp_path / "run")
+    assert config.data.cross_teacher == "clip"
+    assert not provenance.teachers
 
 
 def test_a_grid_has_runs_of_one_teacher_and_of_several(index, tmp_path):

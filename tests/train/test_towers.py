@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cusa
-from cusa.data.errors import RunError, SettingError, StudentError
+from cusa.data.errors import RunError, SettingError, StoreError, StudentError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.build_student import build_student
 from cusa.train.config import Config
@@ -282,6 +282,12 @@ def test_a_teacher_named_twice_must_be_the_same(store, tmp_path):
     args = ("--embeddings", store, "--run-dir", tmp_path / "run", "--text-encoder", "others")
     args = (*args, "--student", "adapter", "--set", "student.text=stored:words")
     assert run_fault("train", *args) == Fault(SettingError, name="student.text_encoder")
+
+
+def test_a_stored_tower_of_no_teacher_is_refused(store, tmp_path):
+    args = ("--embeddings", store, "--student", "adapter", "--run-dir", tmp_path / "run")
+    fault = run_fault("train", *args, "--set", "student.image=stored:nobody")
+    assert fault == Fault(StoreError, path=store, name="nobody")
 
 
 def test_models_of_the_other_modality_are_refused(models, tmp_path):

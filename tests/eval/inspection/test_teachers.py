@@ -9,17 +9,19 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from cusa.data.errors import DataError, FileFormatError, SettingError
+from cusa.data.errors import DataError, FileFormatError, SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.inspection.results import Settings
 from cusa.eval.inspection.soft_labels import inspect
 from cusa.eval.inspection.teacher_comparison import seen_by_one
 from tests.helpers import (
+    Fault,
     add_teacher,
     make_store,
     records,
     run_failure,
+    run_fault,
     run_ok,
     settings,
     unit_rows,
@@ -225,6 +227,12 @@ def test_the_command_prints_them(index, judgements, tmp_path):
     page = (tmp_path / "a.html").read_text()
     assert 'id="teachers"' in page
     assert 'id="temperatures"' in page
+
+
+def test_a_cross_modal_teacher_that_no_loss_needs_must_be_there(index, tmp_path):
+    args = ("--image-teacher", "eyes", "--text-teacher", "words", "--cross-teacher", "nobody")
+    fault = run_fault("store", "inspect", index, *args, "--out", tmp_path / "a.html")
+    assert fault == Fault(StoreError, path=index, name="nobody")
 
 
 @pytest.mark.parametrize(
