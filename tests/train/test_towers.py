@@ -291,9 +291,12 @@ def test_a_stored_tower_of_no_teacher_is_refused(store, tmp_path):
 
 
 def test_models_of_the_other_modality_are_refused(models, tmp_path):
-    for modality, model in (("image", models["words"]), ("text", models["vit"])):
-        with pytest.raises(StudentError):
+    save_text(tmp_path / "bert", "BertModel", "BertConfig", **BERT)
+    others = (("image", tmp_path / "bert", "BertModel"), ("text", models["vit"], "ViTModel"))
+    for modality, model, model_class in others:
+        with pytest.raises(StudentError) as refused:
             _tower(modality, f"hf:{model}")
+        assert refused.value.name == model_class
     with pytest.raises(StudentError) as refused:
         _tower("image", f"hf:{tmp_path / 'nothing'}")
     assert refused.value.name == str(tmp_path / "nothing")

@@ -62,6 +62,7 @@ def image_tower(
     with one_line_load_errors("image tower", source, StudentError, advice):
         files = locate(source, StudentError)
         model, missing = load_embedding_model(files, pretrained)
+        refuse_other_models(model, StudentError)
         preparation = ImageProcessing(load_image_processor(files))
         model.eval()
         if is_dual_encoder(model):
@@ -70,7 +71,6 @@ def image_tower(
             pooling = None
         else:
             lacks_pooler = refuse_missing(source, missing, StudentError)
-            refuse_other_models(model, StudentError)
             pooling = _read_pooling(Path(files))
             encoder = _vision_encoder(model, lacks_pooler, pooling, preparation)
             pooling = _pooling_of(encoder)
@@ -106,17 +106,17 @@ def text_tower(
         files = locate(source, StudentError)
         model, missing = load_embedding_model(files, pretrained)
         model.eval()
+        if not is_dual_encoder(model) and model.main_input_name != "input_ids":
+            raise StudentError(
+                f"{type(model).__name__} takes {model.main_input_name}, not tokens; use another "
+                "model as text tower",
+                name=type(model).__name__,
+            )
         tokenization = load_tokenization(files, model)
         if is_dual_encoder(model):
             _refuse_lacking(source, missing)
             trunk = tower_of_dual(without_tower(model, "image"), "text", source)
         else:
-            if model.main_input_name != "input_ids":
-                raise StudentError(
-                    f"{type(model).__name__} takes {model.main_input_name}, not tokens; use "
-                    "another model as text tower",
-                    name=source,
-                )
             trunk = _text_trunk(model, source, missing)
     dim = _usable(source, model, lambda: probed_text_dim(trunk, model, tokenization, pretrained))
 
