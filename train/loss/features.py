@@ -10,8 +10,10 @@ teacher rows a_i and b_i, all of length one, in each direction
 
 and with captions as queries t_i, b_i and a_j. Both are averaged over the two directions. The
 interactive term is the contrastive one against the teacher's candidates instead of the student's.
-In the paper, teacher and student are dual encoders; here, an image and a text teacher serve, which
-only the projections bring to one space.
+In the paper, teacher and student are dual encoders, and the student is projected to the teacher's
+space if their dimensions differ. Here, an image and a text teacher serve, which only projections to
+the student's space bring together. The distance alone is then least with all pairs at one point, so
+that it needs another term beside it.
 """
 
 from __future__ import annotations

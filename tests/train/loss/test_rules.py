@@ -544,6 +544,10 @@ def test_rows_that_a_rule_lacks_or_cannot_use_are_refused(settings, rows, name):
         ({"cross_teacher_taus": (0.0,)}, "cross_teacher_taus"),
         ({"image_teacher_taus": (0.1,), "teacher_mean": "similarities"}, "image_teacher_taus"),
         ({"hycd": {"alpha": 1.1}}, "hycd.alpha"),
+        (
+            {"rule": "features", "terms": (), "features": {"interactive_weight": 0}},
+            "features.interactive_weight",
+        ),
         ({"guide": {"margin": float("nan")}}, "guide.margin"),
         ({"dr_sigmoid": {"bias": {"init": 0, "min": 1, "max": 0}}}, "dr_sigmoid.bias.min"),
     ],
