@@ -18,8 +18,8 @@ from cusa.train.loss.rules.tile import HIDDEN, Tile
 
 # What CLIP's own temperature is at the end of its training.
 CLIP_TAU = 0.01
-# Logits are equal up to the rounding of cosines, divided by a temperature of 0.01, if they are within
-# so many times their dtype's precision: 1e-4 in float32.
+# Logits that are within so many times their dtype's precision (1e-4 in float32) are equal up to the
+# rounding of cosines, divided by a temperature of 0.01.
 _ROUNDINGS = 1000
 
 
