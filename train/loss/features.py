@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cusa.data.errors import EmbeddingsError
-from cusa.train.loss.batch import ImageText, LossBatch
+from cusa.train.loss.batch import ImageText, LossBatch, own_rows
 from cusa.train.loss.gather import GatherGroup
 from cusa.train.loss.teacher_inputs import MODALITIES
 from cusa.train.loss.unit_features import unit_features
@@ -96,6 +96,7 @@ def feature_distance(batch: LossBatch) -> Tensor:
     """
     total = batch.cross[0].new_zeros(())
     for features, projected in zip(batch.cross, batch.projected, strict=True):
-        differences = features[batch.rows] - projected[batch.rows]
-        total = total + differences.square().sum()
+        queries = own_rows(features, batch.rows)
+        targets = own_rows(projected, batch.rows)
+        total = total + F.mse_loss(queries, targets, reduction="sum")
     return total
