@@ -185,6 +185,8 @@ class Results:
         self.rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
             content = json.loads(path.read_text(encoding="utf-8"))
+            if "runs" not in content:
+                raise click.UsageError(f"{path} is no results of this script; name another --out")
             self.rows = content.pop("runs")
             self._facts = content
 
@@ -225,6 +227,10 @@ def planned(
     experiments: tuple[str, ...], only: tuple[str, ...], seeds: int
 ) -> Iterator[tuple[str, str, Variant, int]]:
     """Yield experiment, name, variant and seed of the runs, all variants of a seed first."""
+    names = {name for experiment in experiments for name in EXPERIMENTS[experiment]}
+    unknown = set(only) - names
+    if unknown:
+        raise click.UsageError(f"--only {min(unknown)}: no variant of these experiments")
     for experiment in experiments:
         for seed in range(seeds):
             for name, variant in EXPERIMENTS[experiment].items():

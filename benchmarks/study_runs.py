@@ -194,7 +194,7 @@ def train(config: Config, variant: Variant, run_dir: Path) -> list[float]:
             k=int(k),
         )
     if (variant.labels, variant.taught) != ("teachers", "both"):
-        data.pairs = ControlledPairs(pairs, variant.labels, variant.taught)  # type: ignore[assignment]
+        data.pairs = ControlledPairs(pairs, variant.labels, variant.taught)
     trainer.fit()
     return [line["rsum"] for line in read_history(run_dir).lines if line["kind"] == "val"]
 

@@ -61,7 +61,7 @@ def resolve(
     data = with_teachers(data, teachers)
     data = replace(_with_absolute_paths(data), val_split=val_split)
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
-    loss = with_logits_of(config.loss, teachers)
+    loss = with_logits_of(config.loss, [rows.settings for rows, _ in teachers.cross])
     return replace(config, data=data, student=student, loss=loss), provenance
 
 

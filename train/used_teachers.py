@@ -4,19 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from cusa.data.errors import SettingError, StoreError
 from cusa.data.objects.folder import location_text
-from cusa.data.store.cross_teachers import CROSS_TEACHER, logit_bias, logit_scale
+from cusa.data.store.cross_teachers import (
+    CROSS_TEACHER,
+    cross_teachers,
+    logit_bias,
+    logit_scale,
+)
+from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.teacher_choice import pick_cross_teachers, pick_teachers
 from cusa.train.config import Config, DataConfig
 from cusa.train.loss.config import LossConfig
-from cusa.train.loss.rules.requirements import needed_teachers
+from cusa.train.loss.rules.requirements import ARTICLES, missing_teacher, needed_teachers
+from cusa.train.loss.rules.soft_labels import CLIP_TAU
 from cusa.train.saving.provenance import StoredTeacher
 from cusa.train.stores import Store
 from cusa.train.teacher_set import TeacherSet
 
 # Rules whose targets are a cross-modal teacher's own distributions, at its own temperature.
 _RULES_WITH_LOGITS = ("hycd", "dr", "dr-sigmoid")
+
+
+def require_teachers(loss: LossConfig, store: Store) -> None:
+    """Refuse a store without a kind of teacher that a loss needs.
+
+    Raises:
+        StoreError: If one is missing; says who needs it.
+    """
+    modalities = {settings.modality for settings in store.teachers.values()}
+    kinds = {*modalities, "cross-modal"} if cross_teachers(store.teachers) else modalities
+    missing = missing_teacher(loss, kinds)
+    if missing is None:
+        return
+    kind, user = missing
+    location = location_text(store.path)
+    maker = "clip:NAME" if kind == "cross-modal" else "NAME"
+    raise StoreError(
+        f"{user} needs {ARTICLES[kind]} {kind} teacher, and {location} holds only "
+        f"{', '.join(store.teachers) or 'none'}; add one: cusa-precompute --teacher {maker} "
+        f"--out {location}",
+        path=Path(location),
+        name="cross" if kind == "cross-modal" else kind,
+    )
 
 
 def used_teachers(config: Config, store: Store) -> TeacherSet[StoredTeacher]:
@@ -32,6 +64,7 @@ def used_teachers(config: Config, store: Store) -> TeacherSet[StoredTeacher]:
     Raises:
         StoreError: If a teacher is missing, or several would fit; lists them.
     """
+    require_teachers(config.loss, store)
     data = config.data
     location = location_text(store.path)
     kinds = needed_teachers(config.loss)
@@ -72,7 +105,10 @@ def with_teachers(data: DataConfig, teachers: TeacherSet[StoredTeacher]) -> Data
     )
 
 
-def with_logits_of(loss: LossConfig, teachers: TeacherSet[StoredTeacher]) -> LossConfig:
+def with_logits_of(
+    loss: LossConfig,
+    cross_rows: Sequence[TeacherSettings],
+) -> LossConfig:
     """Fill in the temperatures and the bias of cross-modal teachers' logits that the store records.
 
     Those of the settings come first. For CSA, none are filled in: there, ``tau_soft`` is the
@@ -80,20 +116,41 @@ def with_logits_of(loss: LossConfig, teachers: TeacherSet[StoredTeacher]) -> Los
 
     Args:
         loss: Settings of the loss.
-        teachers: The teachers that it uses.
+        cross_rows: Settings of the image rows of each cross-modal teacher that it uses.
+
+    Raises:
+        SettingError: If the rule needs a bias, and the store has none that is that of all.
     """
     if loss.rule not in _RULES_WITH_LOGITS:
         return loss
-    settings = [image_rows.settings for image_rows, _ in teachers.cross]
-    scales = list(map(logit_scale, settings))
-    taus = tuple(1 / scale for scale in scales if scale is not None and scale > 0)
-    if not loss.cross_teacher_taus and len(taus) == len(scales):
-        loss = replace(loss, cross_teacher_taus=taus)
-    biases = set(map(logit_bias, settings))
-    if loss.dr_sigmoid.teacher_bias is None and len(biases) == 1:
-        dr_sigmoid = replace(loss.dr_sigmoid, teacher_bias=biases.pop())
-        loss = replace(loss, dr_sigmoid=dr_sigmoid)
+    taus: list[float] = []
+    scales = list(map(logit_scale, cross_rows))
+    for scale in scales:
+        taus.append(1 / scale if scale is not None and scale > 0 else CLIP_TAU)
+    if not loss.cross_teacher_taus and any(scales):
+        loss = replace(loss, cross_teacher_taus=tuple(taus))
+    if loss.rule == "dr-sigmoid" and loss.dr_sigmoid.teacher_bias is None:
+        bias = _common_bias(cross_rows)
+        loss = replace(loss, dr_sigmoid=replace(loss.dr_sigmoid, teacher_bias=bias))
     return loss
+
+
+def _common_bias(cross_rows: Sequence[TeacherSettings]) -> float:
+    """Return what all cross-modal teachers add to their logits, or refuse to guess it."""
+    biases: dict[str, float | None] = {}
+    for settings in cross_rows:
+        biases[str(settings.transform[CROSS_TEACHER])] = logit_bias(settings)
+    [bias, *others] = set(biases.values())
+    if bias is None or others:
+        recorded = ", ".join(f"{name} {bias or 'none'}" for name, bias in biases.items())
+        raise SettingError(
+            "set loss.dr_sigmoid.teacher_bias: the rule dr-sigmoid adds one bias to the logits of "
+            f"all cross-modal teachers, and the store records these: {recorded}; for a teacher "
+            "without one, take minus the logit halfway between true pairs and others, and see what "
+            "comes of it by cusa-store inspect --set loss.rule=dr-sigmoid",
+            name="loss.dr_sigmoid.teacher_bias",
+        )
+    return bias
 
 
 def _names(teachers: Sequence[StoredTeacher]) -> tuple[str, ...]:

@@ -23,10 +23,12 @@ from cusa.eval.inspection.pair_search import (
 from cusa.eval.inspection.results import Settings, StrongPair
 from cusa.eval.report.gallery import Item
 from cusa.train.loader import EpochOrder, Pairs
+from cusa.train.loss.config import LossConfig
 from cusa.train.loss.functions import fuse_similarities
 from cusa.train.loss.rules.requirements import needed_teachers
 from cusa.train.student_inputs import StudentInputs
 from cusa.train.teacher_set import TeacherSet
+from cusa.train.used_teachers import require_teachers, with_logits_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class OpenedSplit:
         caption_rows: int64 ``[p]``: its caption row.
         n_images: Images that have a pair.
         image_root: Folder of the images.
+        loss: The loss to show the targets of, at the temperatures and with the bias that the store
+            records of its cross-modal teachers; ``None``: none.
     """
 
     split: Split
@@ -54,6 +58,7 @@ class OpenedSplit:
     caption_rows: np.ndarray
     n_images: int
     image_root: Path
+    loss: LossConfig | None
 
     def batches(self, n_batches: int) -> Iterator[np.ndarray]:
         """Yield the pairs of the first batches of a run, in as many epochs as that takes.
@@ -145,11 +150,11 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     text_teacher = store.embeddings(text_name, settings.split)
 
     inputs = _no_inputs(store, settings.split)
-    teachers = TeacherSet(
-        image=(image_teacher,),
-        text=(text_teacher,),
-        cross=_cross_teachers(store, settings),
-    )
+    cross_teachers = _cross_teachers(store, settings)
+    loss = settings.loss
+    if loss is not None:
+        loss = with_logits_of(loss, [image_rows.settings for image_rows, _ in cross_teachers])
+    teachers = TeacherSet(image=(image_teacher,), text=(text_teacher,), cross=cross_teachers)
     pairs = Pairs(split, inputs, teachers)
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
     # Checked after the batches, whose error says more if there are no pairs at all.
@@ -165,6 +170,7 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
         caption_rows=caption_rows,
         n_images=n_images,
         image_root=settings.image_root or store.image_root,
+        loss=loss,
     )
 
 
@@ -180,6 +186,7 @@ def _cross_teachers(
     is_needed = settings.loss is not None and "cross-modal" in needed_teachers(settings.loss)
     if not is_needed and not settings.cross_teacher:
         return ()
+    require_teachers(settings.loss, store)
     names = pick_cross_teachers(
         str(store.path), store.teachers, settings.cross_teacher, "--cross-teacher"
     )

@@ -212,8 +212,8 @@ def _measure_batches(
         image_cosines = _cosines(batch.teacher_image)
         text_cosines = _cosines(batch.teacher_text)
         image_ids = batch.image_ids
-        if settings.loss is not None:
-            for name, targets in target_figures(batch, settings.loss).items():
+        if split.loss is not None:
+            for name, targets in target_figures(batch, split.loss).items():
                 figures["targets", *name].append(targets)
         for modality, cosines in (("image", image_cosines), ("text", text_cosines)):
             for tau in TEMPERATURES:

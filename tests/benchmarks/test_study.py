@@ -134,3 +134,15 @@ def test_a_study_goes_on_after_a_kill_and_repeats_no_run(load, tmp_path, monkeyp
     assert len(taken) == 2
     settings = [run["settings"] for run in json.loads(out.read_text())["runs"]]
     assert settings == [list(v.settings) for v in script.EXPERIMENTS["losses"].values()]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--out", "{other}"], ["--experiments", "losses", "--only", "no such variant"]]
+)
+def test_other_files_and_unknown_variants_are_refused(load, tmp_path, arguments):
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    store = make_store(tmp_path / "store")
+    given = [argument.format(other=other) for argument in arguments]
+    assert CliRunner().invoke(load("flickr8k").main, [str(store), *given]).exit_code == 2
+    assert other.read_text() == "{}"

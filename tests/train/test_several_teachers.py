@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from cusa.train.config_building import build_config
 from cusa.train.loader import Batch
 from cusa.train.loss.config import LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.rules.settings import DrSigmoidConfig
 from cusa.train.saving.run_dir import load_run, read_metrics
 from cusa.train.teacher_rows import Teachers
 from cusa.train.trainer import Trainer
+from cusa.train.used_teachers import with_logits_of
 from tests.helpers import (
     ADAPTER,
     Fault,
@@ -218,6 +221,39 @@ def test_a_named_teacher_that_the_loss_does_not_need_is_not_read(index, tmp_path
     config, provenance = load_run(tmp_path / "run")
     assert config.data.cross_teacher == "clip"
     assert not provenance.teachers
+
+
+def _cross_rows(name, **transform):
+    return settings("image", 12, transform={"cross_teacher": name, **transform})
+
+
+def test_logits_are_those_that_the_store_records_of_each_cross_modal_teacher():
+    clip = _cross_rows("clip", logit_scale=50.0)
+    siglip = _cross_rows("siglip", logit_scale=20.0, logit_bias=-12.0)
+    imported = _cross_rows("imported")
+    for rows, taus in (([clip, siglip], (0.02, 0.05)), ([imported, siglip], (0.01, 0.05))):
+        loss = with_logits_of(LossConfig(rule="dr"), rows)
+        assert loss.cross_teacher_taus == pytest.approx(taus)
+    assert with_logits_of(LossConfig(rule="dr"), [imported]).cross_teacher_taus == ()
+    sigmoid = LossConfig(rule="dr-sigmoid", terms=())
+    assert with_logits_of(sigmoid, [siglip, siglip]).dr_sigmoid.teacher_bias == -12
+    for rows in ([clip], [clip, siglip]):
+        # -10 would be as good a guess as any: most make every sign 1, or every sign -1.
+        with pytest.raises(SettingError) as caught:
+            with_logits_of(sigmoid, rows)
+        assert caught.value.name == "loss.dr_sigmoid.teacher_bias"
+        given = replace(sigmoid, dr_sigmoid=DrSigmoidConfig(teacher_bias=-25))
+        assert with_logits_of(given, rows).dr_sigmoid == given.dr_sigmoid
+
+
+def test_inspect_shows_the_targets_that_a_run_has(index):
+    targets = {}
+    for taus in ("[]", "[0.02]", "[0.01]"):
+        loss = ("--set", "loss.rule=dr", "--set", f"loss.cross_teacher_taus={taus}")
+        out = run_ok("store", "inspect", index, *ONE, "--batch-size", 8, "--json", *loss)
+        targets[taus] = json.loads(out)["targets"]["dr"]
+    assert targets["[]"] == targets["[0.02]"]
+    assert targets["[]"] != targets["[0.01]"]
 
 
 def test_a_grid_has_runs_of_one_teacher_and_of_several(index, tmp_path):

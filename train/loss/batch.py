@@ -190,7 +190,15 @@ def products(
         candidates: ``[M, d]``.
         rows: The n queries, as positions in ``features``.
     """
+    return own_rows(features, rows) @ candidates.T
+
+
+def own_rows(
+    features: Tensor,
+    rows: slice,
+) -> Tensor:
+    """Return the queries' rows of ``[N, d]``: ``[n, d]``."""
     # Only slice if some rows are left out: a slice costs a copy in the backward pass.
     if rows.stop - rows.start < len(features):
-        features = features[rows]
-    return features @ candidates.T
+        return features[rows]
+    return features

@@ -189,12 +189,26 @@ class LossConfig:
     features: FeaturesConfig = FeaturesConfig()
 
     def __post_init__(self) -> None:
-        """Refuse a loss without terms or with a term twice, and temperatures without a use."""
-        if not self.summed_terms or len(set(self.terms)) < len(self.terms):
+        """Refuse a loss without terms or with a term twice, and settings without a use."""
+        if not self.summed_terms:
+            rules = [rule for rule in get_args(RuleName) if rule != "cusa"]
             raise SettingError(
-                f"must be at least one of {', '.join(get_args(Term))}, each at most once, or none "
-                f"beside a rule other than cusa, got {list(self.terms)}",
+                "is empty (as with --loss rule), and loss.rule=cusa adds no term; set loss.rule to "
+                f"one of {', '.join(rules)}, or give terms: one or several of "
+                f"{', '.join(get_args(Term))}",
                 name="terms",
+            )
+        if len(set(self.terms)) < len(self.terms):
+            raise SettingError(
+                f"must be some of {', '.join(get_args(Term))}, each at most once, got "
+                f"{list(self.terms)}",
+                name="terms",
+            )
+        if self.rule == "features" and not self.terms and not self.features.interactive_weight:
+            raise SettingError(
+                "must be above 0 where the rule features is the whole loss: the distance alone is "
+                "least with all pairs at one point; or add terms, such as contrastive",
+                name="features.interactive_weight",
             )
         for modality in ("image", "text"):
             name = f"{modality}_teacher_taus"
@@ -284,6 +298,8 @@ class LossConfig:
     def effective_weights(self, batch_size: int) -> dict[str, float]:
         """Return the terms' weights relative to the contrastive term at a weight of one.
 
+        A rule's is that of its whole term, as docs/rules.md has the formulas.
+
         With the published scaling, these are the alpha and beta that an InfoNCE that is not divided
         by B would need beside it.
 
@@ -295,6 +311,9 @@ class LossConfig:
         )
         unit = float(contrastive_alone.row_weights(batch_size, batch_size)["contrastive"])
         weights = self.row_weights(batch_size, batch_size)
+        if "rule" in weights:
+            # Without the factors that are part of a rule's own formula.
+            weights["rule"] = self.rule_weight / 2 / batch_size
         return {term: float(weight) / unit for term, weight in weights.items()}
 
     def temperature_names(self, term: SummedTerm) -> tuple[str, str]:

@@ -10,8 +10,10 @@ teacher rows a_i and b_i, all of length one, in each direction
 
 and with captions as queries t_i, b_i and a_j. Both are averaged over the two directions. The
 interactive term is the contrastive one against the teacher's candidates instead of the student's.
-In the paper, teacher and student are dual encoders; here, an image and a text teacher serve, which
-only the projections bring to one space.
+In the paper, teacher and student are dual encoders, and the student is projected to the teacher's
+space if their dimensions differ. Here, an image and a text teacher serve, which only projections to
+the student's space bring together. The distance alone is then least with all pairs at one point, so
+that it needs another term beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cusa.data.errors import EmbeddingsError
-from cusa.train.loss.batch import ImageText, LossBatch
+from cusa.train.loss.batch import ImageText, LossBatch, own_rows
 from cusa.train.loss.gather import GatherGroup
 from cusa.train.loss.teacher_inputs import MODALITIES
 from cusa.train.loss.unit_features import unit_features
@@ -94,6 +96,7 @@ def feature_distance(batch: LossBatch) -> Tensor:
     """
     total = batch.cross[0].new_zeros(())
     for features, projected in zip(batch.cross, batch.projected, strict=True):
-        differences = features[batch.rows] - projected[batch.rows]
-        total = total + differences.square().sum()
+        queries = own_rows(features, batch.rows)
+        targets = own_rows(projected, batch.rows)
+        total = total + F.mse_loss(queries, targets, reduction="sum")
     return total

@@ -108,9 +108,9 @@ class GatherGroup:
         dist.all_reduce(total, group=self._group)
         return total
 
-    def sum_gradients(self, scalars: list[Tensor]) -> Sequence[Tensor]:
-        """Return the scalars unchanged; their gradients will be summed over all ranks."""
-        return _SumGradients.apply(self, *scalars) if scalars else scalars
+    def sum_gradients(self, parameters: list[Tensor]) -> Sequence[Tensor]:
+        """Return parameters of one shape unchanged; their gradients are summed over all ranks."""
+        return _SumGradients.apply(self, *parameters) if parameters else parameters
 
     def all_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks, ``[N, ...]``, without a gradient."""
@@ -191,10 +191,10 @@ class _SumGradients(torch.autograd.Function):
     def forward(
         ctx: Any,
         group: GatherGroup,
-        *scalars: Tensor,
+        *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.group = group
-        return tuple(scalar.clone() for scalar in scalars)
+        return tuple(parameter.clone() for parameter in parameters)
 
     @staticmethod
     @once_differentiable

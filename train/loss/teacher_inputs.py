@@ -12,7 +12,7 @@ from cusa.data.errors import EmbeddingsError
 from cusa.train.loss.arrays import Rows, as_rows, rows_in_words
 from cusa.train.loss.batch import LossBatch, TeacherRows
 from cusa.train.loss.config import LossConfig
-from cusa.train.loss.rules.requirements import missing_teacher, needed_teachers
+from cusa.train.loss.rules.requirements import ARTICLES, missing_teacher, needed_teachers
 
 TeacherArgument = Rows | Sequence[Rows] | None
 CrossTeachers = Sequence[tuple[Rows, Rows]] | None
@@ -27,7 +27,6 @@ _ARGUMENTS = {
     "image or text": "teacher_image",
     "cross-modal": "cross_teachers",
 }
-_ARTICLES = {"image": "an", "text": "a", "image or text": "an", "cross-modal": "a"}
 
 
 def with_teachers(
@@ -73,7 +72,7 @@ def _require_teachers(
     if missing is not None:
         kind, user = missing
         raise EmbeddingsError(
-            f"{user} needs {_ARTICLES[kind]} {kind} teacher, and the batch has rows of "
+            f"{user} needs {ARTICLES[kind]} {kind} teacher, and the batch has rows of "
             f"{', '.join(kinds) or 'none'}; give {_ARGUMENTS[kind]}, or change loss.rule, "
             "loss.terms or loss.soft_label_source",
             name=_ARGUMENTS[kind],

@@ -38,8 +38,8 @@ def as_matrix(
     candidates: Tensor,
     queries: slice,
 ) -> CosinesOver:
-    """Return cosines as a matrix, which is computed once, here."""
-    return partial(_divided, products(rows, candidates, queries))
+    """Return cosines as a matrix, which is computed once, when they are first asked for."""
+    return _Matrix(rows, candidates, queries)
 
 
 def as_product(
@@ -51,8 +51,17 @@ def as_product(
     return partial(_product, rows[queries], candidates)
 
 
-def _divided(matrix: Tensor, tau: Tensor | float) -> Tensor:
-    return matrix / tau
+class _Matrix:
+    """A teacher's cosines, for several terms at several temperatures."""
+
+    def __init__(self, rows: Tensor, candidates: Tensor, queries: slice) -> None:
+        self._factors = (rows, candidates, queries)
+        self._cosines: Tensor | None = None
+
+    def __call__(self, tau: Tensor | float) -> Tensor:
+        if self._cosines is None:
+            self._cosines = products(*self._factors)
+        return self._cosines / tau
 
 
 def _product(query_rows: Tensor, candidates: Tensor, tau: Tensor | float) -> Tensor:

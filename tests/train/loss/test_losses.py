@@ -19,6 +19,7 @@ from cusa.train.loss.functions import (
     soft_label_loss,
     soft_labels,
 )
+from cusa.train.loss.rules.settings import FeaturesConfig, HycdConfig
 from tests.helpers import GOLDEN
 
 CASES = json.loads((GOLDEN / "losses.json").read_text())
@@ -499,6 +500,13 @@ def test_effective_weights():
     }
     as_cross_entropy = LossConfig(csa_divergence="cross_entropy").effective_weights(128)
     assert as_cross_entropy == pytest.approx({"contrastive": 1, "csa": 0.1, "usa": 64})
+    # The factors within a rule's formula are no part of its weight.
+    for rule in (
+        {"rule": "hycd", "hycd": HycdConfig(temperature=2)},
+        {"rule": "features", "features": FeaturesConfig(interactive_weight=0)},
+    ):
+        weights = LossConfig(terms=("usa",), rule_weight=3, **rule).effective_weights(128)
+        assert weights == {"usa": 64, "rule": 384}
 
 
 def test_dot_source_ignores_negative_similarities():

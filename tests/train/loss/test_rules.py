@@ -473,6 +473,22 @@ def test_labels_that_tie_with_the_last_are_all_in(method):
 
 
 @METHODS
+def test_labels_close_to_the_last_are_out(method):
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(300, 8, dtype=torch.float64))
+    features = torch.nn.functional.normalize(torch.randn(300, 4, dtype=torch.float64))
+    weights = (rows @ rows.T + 1) / 2
+    least = weights.topk(100, dim=1).values[:, -1:]
+    labels = weights * (weights >= least)
+    labels = labels / labels.sum(dim=1, keepdim=True)
+    loss = CUSALoss(rule_config("cwcl", top_k=100), method=method, tile_rows=50).double()
+    total = loss(features, features, teacher_image=rows, teacher_text=rows).total
+    log_student = (features @ features.T / loss.tau).log_softmax(dim=1)
+    expected = -1.5 * (labels * log_student).sum(dim=1).mean()
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=0)
+
+
+@METHODS
 @pytest.mark.parametrize("modality", [0, 1])
 def test_cwcl_with_one_teacher_is_contrastive_in_the_other_direction(method, modality):
     data = Data().without_queue()
@@ -555,6 +571,10 @@ def test_rows_that_a_rule_lacks_or_cannot_use_are_refused(settings, rows, name):
         ({"cross_teacher_taus": (0.0,)}, "cross_teacher_taus"),
         ({"image_teacher_taus": (0.1,), "teacher_mean": "similarities"}, "image_teacher_taus"),
         ({"hycd": {"alpha": 1.1}}, "hycd.alpha"),
+        (
+            {"rule": "features", "terms": (), "features": {"interactive_weight": 0}},
+            "features.interactive_weight",
+        ),
         ({"guide": {"margin": float("nan")}}, "guide.margin"),
         ({"dr_sigmoid": {"bias": {"init": 0, "min": 1, "max": 0}}}, "dr_sigmoid.bias.min"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cusa.train.loss.config import LossConfig
@@ -9,8 +10,8 @@ from cusa.train.loss.rules.settings import GuideConfig, SelfGuideConfig
 from cusa.train.loss.rules.tile import Tile
 
 # Cosines that are equal but for rounding, such as those of two copies of a caption, are not greater
-# than each other.
-_ROUNDING = 1e-6
+# than each other: those within so many times their dtype's precision, 1e-6 in float32.
+_ROUNDINGS = 10
 
 
 def guide_mask(
@@ -69,6 +70,6 @@ def _stays(
     threshold = true_pairs - guide.margin
     if guide.relative:
         threshold = true_pairs - guide.margin * true_pairs.abs()
-    greatest = threshold[:, None] + _ROUNDING
+    greatest = threshold[:, None] + _ROUNDINGS * torch.finfo(cosines.dtype).eps
     is_positive = tile.hard_labels() > 0
     return (cosines <= greatest) | is_positive

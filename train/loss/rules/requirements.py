@@ -10,6 +10,12 @@ from cusa.train.loss.rules.settings import RuleName
 
 # An image teacher, a text teacher, either of them, or a cross-modal teacher.
 TeacherKind = Literal["image", "text", "image or text", "cross-modal"]
+ARTICLES: dict[TeacherKind, str] = {
+    "image": "an",
+    "text": "a",
+    "image or text": "an",
+    "cross-modal": "a",
+}
 
 _BOTH: tuple[TeacherKind, ...] = ("image", "text")
 _BY_RULE: dict[RuleName, tuple[TeacherKind, ...]] = {

@@ -76,8 +76,8 @@ class DrSigmoidConfig:
     Attributes:
         bias: Added to the student's cosines over ``tau``.
         teacher_bias: Added to the cross-modal teachers' cosines over their temperatures; a
-            constant. ``None``: in a run the bias that the store records of them, if it is the same
-            for all, and else -10.
+            constant. ``None``: the bias that the store records of them in a run, which needs one
+            that is the same for all; -10, with which SigLIP's training begins, elsewhere.
     """
 
     bias: Bias = Bias(init=-10, min=-100, max=100)

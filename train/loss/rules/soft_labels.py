@@ -18,8 +18,9 @@ from cusa.train.loss.rules.tile import HIDDEN, Tile
 
 # What CLIP's own temperature is at the end of its training.
 CLIP_TAU = 0.01
-# Logits that are this close are equal up to the rounding of cosines, divided by a temperature.
-_TIE = 1e-4
+# Logits that are within so many times their dtype's precision (1e-4 in float32) are equal up to the
+# rounding of cosines, divided by a temperature of 0.01.
+_ROUNDINGS = 1000
 # Sources of one modality's teachers, by their place in ``Tile.uni``.
 _OF_ONE_TEACHER = {"image": 0, "text": 1}
 
@@ -187,7 +188,8 @@ def keep_greatest(
     if k is None or k >= logits.shape[1]:
         return logits
     least = logits.detach().topk(k, dim=1).values[:, -1:]
-    return logits.masked_fill(logits < least - _TIE, HIDDEN)
+    tolerance = _ROUNDINGS * torch.finfo(logits.dtype).eps
+    return logits.masked_fill(logits < least - tolerance, HIDDEN)
 
 
 def _log(weights: Tensor) -> Tensor:
