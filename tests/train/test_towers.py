@@ -444,6 +444,10 @@ def test_exported_adapters_are_in_the_weights(store, models, tmp_path):
         (("student.lora.r=0",), "student.lora.r"),
         (("student.lora.targets='('",), "student.lora.targets"),
         (("student.lora.towers=[image]", "student.lora.targets=nothing"), "student.lora.targets"),
+        (
+            ("student.lora.towers=[image]", "student.image=efficientnet-lite0"),
+            "student.lora.towers",
+        ),
     ],
 )
 def test_what_cannot_be_trained_so_is_refused(store, models, tmp_path, settings, name):
