@@ -290,6 +290,13 @@ def test_a_stored_tower_of_no_teacher_is_refused(store, tmp_path):
     assert fault == Fault(StoreError, path=store, name="nobody")
 
 
+def test_another_student_than_that_of_init_is_refused(store, runs, tmp_path):
+    begun = runs / "trained-stored"
+    args = ("--embeddings", store, "--init", begun, "--run-dir", tmp_path / "run")
+    fault = run_fault("train", *args, "--student", "adapter")
+    assert fault == Fault(StudentError, path=begun)
+
+
 def test_models_of_the_other_modality_are_refused(models, tmp_path):
     save_text(tmp_path / "bert", "BertModel", "BertConfig", **BERT)
     others = (("image", tmp_path / "bert", "BertModel"), ("text", models["vit"], "ViTModel"))
