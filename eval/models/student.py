@@ -15,7 +15,7 @@ from cusa.data.captions import normalizer
 from cusa.data.embeddings import HEADS, Head, Rows
 from cusa.data.hub import is_remote
 from cusa.eval.models.devices import chosen_device, one_at_a_time
-from cusa.eval.models.frozen_encoder import load_frozen, source_of
+from cusa.eval.models.frozen_encoder import load_frozen, refuse_unstored, source_of
 from cusa.eval.models.inputs import (
     ImageLike,
     batches,
@@ -45,6 +45,9 @@ class StudentEncoder:
         encoders: Sources of stored towers' frozen encoders by ``"image"`` and ``"text"``, as
             ``cusa-precompute --teacher`` takes them; by default those that stage one used.
         source: Folder or name on the hub that the student was loaded from; its name.
+
+    Raises:
+        StudentError: If ``encoders`` names a tower that is not stored.
 
     Attributes:
         student: The module, on ``device``.
@@ -78,6 +81,7 @@ class StudentEncoder:
         self._device = device
         self._source = source
         self._encoder_sources = encoders or {}
+        refuse_unstored(self._encoder_sources, saved.origin.provenance.encoders)
         self._computing = one_at_a_time(device)
         self.encoder = cache(self._load_encoder)
 
@@ -271,7 +275,8 @@ def load_student(
         encoders: As :class:`StudentEncoder` takes them.
 
     Raises:
-        CusaError: If there is no student, it is damaged, or there is no such device.
+        CusaError: If there is no student, it is damaged, ``encoders`` names a tower that is not
+            stored, or there is no such device.
         HubError: If the hub does not answer, or does not show the repository.
     """
     saved = load_saved(local_student(os.fspath(path)))

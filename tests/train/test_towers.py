@@ -333,6 +333,17 @@ def test_a_students_folder_without_a_tower_is_refused(runs, tmp_path, monkeypatc
     assert refused.value.path == Path("owner")
 
 
+def test_a_students_folder_with_an_unknown_pooling_is_refused(runs, tmp_path):
+    """Another pooling would give other features."""
+    folder = shutil.copytree(runs / "trained-stored" / "best", tmp_path / "best")
+    pooling = folder / "image" / "pooling.json"
+    assert json.loads(pooling.read_text()) == "pooler"
+    pooling.write_text('"all"')
+    with pytest.raises(StudentError) as refused:
+        load_saved(folder)
+    assert refused.value.path == pooling
+
+
 def test_default_settings_have_the_towers_of_a_dual_encoder():
     student = Config().student
     assert student.dual_encoder == student.name == student.title

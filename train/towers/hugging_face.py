@@ -29,6 +29,7 @@ from cusa.data.pretrained import (
     load_image_processor,
     one_line_load_errors,
 )
+from cusa.train.settings import shortened
 from cusa.train.towers.dual_encoder import (
     load_tokenization,
     probed_image_dim,
@@ -192,8 +193,12 @@ def _read_pooling(folder: Path) -> Pooling | None:
     if not path.is_file():
         return None
     pooling = read_json(path)
-    if pooling not in FEATURE_OF_POOLING:
-        return None
+    if pooling not in (None, *FEATURE_OF_POOLING):
+        raise StudentError(
+            f"{path} holds {shortened(str(pooling))}, which is no pooling; restore it, or train "
+            "again",
+            path=path,
+        )
     return pooling
 
 
