@@ -183,16 +183,19 @@ def _cross_teachers(
     Raises:
         StoreError: If a teacher that settings name is not there, whether it is needed or not.
     """
-    is_needed = settings.loss is not None and "cross-modal" in needed_teachers(settings.loss)
+    is_needed = False
+    if settings.loss is not None:
+        is_needed = "cross-modal" in needed_teachers(settings.loss)
+        if is_needed:
+            require_teachers(settings.loss, store)
     if not is_needed and not settings.cross_teacher:
         return ()
-    require_teachers(settings.loss, store)
     names = pick_cross_teachers(
         str(store.path), store.teachers, settings.cross_teacher, "--cross-teacher"
     )
-    rows: list[tuple[Embeddings, Embeddings]] = []
     if not is_needed:
         return ()
+    rows = []
     for image_name, text_name in names:
         image_rows = store.embeddings(image_name, settings.split)
         text_rows = store.embeddings(text_name, settings.split)

@@ -42,12 +42,9 @@ class StudentEncoder:
     Args:
         saved: The student.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        encoders: Sources of stored towers' frozen encoders by ``"image"`` and ``"text"``, as
-            ``cusa-precompute --teacher`` takes them; by default those that stage one used.
+        encoders: Sources of frozen encoders, of stored towers only, by ``"image"`` and ``"text"``,
+            as ``cusa-precompute --teacher`` takes them; by default those that stage one used.
         source: Folder or name on the hub that the student was loaded from; its name.
-
-    Raises:
-        StudentError: If ``encoders`` names a tower that is not stored.
 
     Attributes:
         student: The module, on ``device``.
@@ -275,8 +272,7 @@ def load_student(
         encoders: As :class:`StudentEncoder` takes them.
 
     Raises:
-        CusaError: If there is no student, it is damaged, ``encoders`` names a tower that is not
-            stored, or there is no such device.
+        CusaError: If there is no student, it is damaged, or there is no such device.
         HubError: If the hub does not answer, or does not show the repository.
     """
     saved = load_saved(local_student(os.fspath(path)))
