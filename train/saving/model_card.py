@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cusa.data.embeddings import Head
 from cusa.data.files import atomic_file
 from cusa.data.hub import is_hub_name
+from cusa.train.config_building import by_full_name
 from cusa.train.length import run_span, schedule_span, warmup_span
 from cusa.train.loader import pairs_per_step
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
@@ -111,6 +113,8 @@ def model_card(
         models=_models(config.student),
         training=_training(config.student),
         weighted_terms=_weighted_terms(config.loss),
+        rule_settings=_rule_settings(config.loss),
+        soft_label_teachers=_soft_label_teachers(config.loss),
         temperatures=_temperatures(config.loss),
         span=run_span(config),
         schedule=schedule_span(config),
@@ -124,6 +128,27 @@ def model_card(
 def _weighted_terms(loss: LossConfig) -> str:
     pairs = zip(loss.summed_terms, loss.term_titles, strict=True)
     return " + ".join(f"{loss.weights[term]:g} * {title}" for term, title in pairs)
+
+
+def _rule_settings(loss: LossConfig) -> dict[str, Any]:
+    """Return the settings of the loss's rule by name, and those that it shares with others."""
+    section = loss.rule.replace("-", "_")
+    settings: dict[str, Any] = {}
+    if hasattr(loss, section):
+        settings = by_full_name({section: dataclasses.asdict(getattr(loss, section))})
+    if loss.cross_teacher_taus:
+        taus = [f"{tau:g}" for tau in loss.cross_teacher_taus]
+        settings["temperatures of the cross-modal teachers"] = ", ".join(taus)
+    if loss.top_k is not None:
+        settings["soft labels kept"] = loss.top_k
+    return settings
+
+
+def _soft_label_teachers(loss: LossConfig) -> str:
+    """Return the kinds of teachers that give the soft labels of CSA and USA, in words."""
+    if "csa" not in loss.terms or loss.soft_label_source != "cross":
+        return "uni-modal"
+    return "uni-modal and cross-modal" if "usa" in loss.terms else "cross-modal"
 
 
 def _temperatures(loss: LossConfig) -> dict[str, str]:
