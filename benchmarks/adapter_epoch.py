@@ -4,7 +4,7 @@ not arithmetic does.
     python benchmarks/adapter_epoch.py --out benchmarks/results/adapter_epoch.json
 
 113,287 made-up image rows of 512, 566,435 caption rows of 768, float16; 5,000 and 25,000 to
-validate; preset `adapter`, batch 128, the store's two teachers for input and soft labels. The
+validate; preset `adapter-published`, batch 128, the store's two teachers for input and soft labels. The
 Trainer runs one epoch, its steps and its validation (best student and checkpoint included) timed
 apart. Then steps take turns, some hundred at a time, medians over rounds: the Trainer's; the
 Trainer's on one batch kept in memory (streaming is the difference); and, as the floor, the
@@ -115,7 +115,7 @@ def make_trainer(store: Path, run_dir: Path, device: str, batch_size: int) -> Tr
             "checkpoint_minutes": None,
         },
     }
-    config = build_config(merge(load_preset("adapter"), settings))
+    config = build_config(merge(load_preset("adapter-published"), settings))
     return Trainer(
         config, Processes(device), 0, run_dir, resume=False, validation_scores=validation_scores
     )

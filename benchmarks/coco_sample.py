@@ -48,10 +48,10 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, f
 
     Args:
         store: The store.
-        settings: What differs from the preset ``adapter``.
+        settings: What differs from the preset ``adapter-published``.
         run_dir: Where the run goes.
     """
-    config = build_config(merge(load_preset("adapter"), settings))
+    config = build_config(merge(load_preset("adapter-published"), settings))
     started = time.perf_counter()
     Trainer(
         config, Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores

@@ -51,10 +51,10 @@ def measure(
     Args:
         store_file: The store.
         judgements: People's judgements of its test split.
-        settings: What differs from the preset ``adapter``.
+        settings: What differs from the preset ``adapter-published``.
         run_dir: Where the run goes.
     """
-    config = build_config(merge(load_preset("adapter"), settings))
+    config = build_config(merge(load_preset("adapter-published"), settings))
     processes = Processes("cpu")
     Trainer(config, processes, 0, run_dir, False, validation_scores=validation_scores).fit()
     loaded = load_trained(run_dir, "best")

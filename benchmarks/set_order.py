@@ -146,7 +146,7 @@ class Renumbered:
 
 def rsum(settings: dict[str, Any], make_order: Any, run_dir: Path) -> float:
     """RSUM on val of the student of the last epoch."""
-    config = build_config(merge(load_preset("adapter"), settings))
+    config = build_config(merge(load_preset("adapter-published"), settings))
     trainer = Trainer(config, Processes("cpu"), 0, run_dir, False, validation_scores)
     data = trainer.setup.data
     data.order = make_order(len(data.pairs), data.pairs_per_step, config.train.seed)

@@ -219,7 +219,7 @@ class Study:
         """Train one run, and measure its best student by val: a row of the results."""
         settings = merge(self.settings, parse_settings(variant.settings))
         settings = merge(settings, {"train": {"seed": seed}})
-        config = build_config(merge(load_preset("adapter"), settings))
+        config = build_config(merge(load_preset("adapter-published"), settings))
         began = time.perf_counter(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             run_dir = Path(folder) / "run"

@@ -112,7 +112,7 @@ def with_logits_of(
     """Fill in the temperatures and the bias of cross-modal teachers' logits that the store records.
 
     Those of the settings come first. For CSA, none are filled in: there, ``tau_soft`` is the
-    default.
+    default. (Beside such a rule, CSA of cross-modal teachers has the rule's.)
 
     Args:
         loss: Settings of the loss.

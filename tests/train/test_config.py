@@ -24,6 +24,7 @@ from tests.helpers import Fault, fault_of
 def test_presets():
     assert preset_names() == [
         "adapter",
+        "adapter-published",
         "demo",
         "paper-coco-vit-b32",
         "paper-coco-vit-l14-336",
@@ -52,6 +53,9 @@ def test_presets():
     assert configs["paper-flickr-vit-b32"].train.epochs == 40
     assert configs["paper-coco-vit-l14-336"].train.batch_size == 16
     assert configs["demo"].student.name == "adapter"
+    assert configs["adapter-published"].loss == configs["demo"].loss == LossConfig()
+    sharp = configs["adapter"].loss
+    assert (sharp.alpha, sharp.beta, sharp.tau_soft.mean().init) == (1, 5, 0.3)
     with pytest.raises(CusaError) as refused:
         load_preset("x")
     assert fault_of(refused.value) == Fault(SettingError, name="preset")

@@ -54,6 +54,8 @@ def test_a_rule_alone_and_none_at_all(index, tmp_path):
     run_ok("train", *_args(index, run_dir, "guide", "--loss", "rule", "--epochs", 1))
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "train"]
     assert all(line["loss"] == line["rule"] for line in lines)
+    card = (run_dir / "best" / "README.md").read_text()
+    assert "| loss | 1 * guide |\n| guide.teacher | text |\n| guide.margin | 0.1 |" in card
     error = run_failure("train", *_args(index, tmp_path / "none", "cusa", "--loss", "rule"))
     assert isinstance(error, SettingError)
     assert error.name == "loss.terms"

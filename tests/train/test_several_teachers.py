@@ -205,6 +205,8 @@ def test_a_rule_reads_the_cross_modal_teacher_at_its_own_temperature(index, tmp_
     assert config.data.cross_teacher == "clip"
     assert config.loss.cross_teacher_taus == (pytest.approx(1 / 50),)
     assert provenance.teacher_names() == {"cross": "clip-image, clip-text"}
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "| temperatures of the cross-modal teachers | 0.02 |" in card
     run_ok("train", "--resume", "--run-dir", tmp_path / "run", "--epochs", 3)
 
 

@@ -22,7 +22,7 @@ from cusa.train.loss.batch import (
 )
 from cusa.train.loss.config import LossConfig, check_option
 from cusa.train.loss.dense import contrastive_term, dense_loss
-from cusa.train.loss.features import FeatureDims, Projections, feature_distance
+from cusa.train.loss.features import FeatureDims, Projections, checked_dims, feature_distance
 from cusa.train.loss.gather import GatherGroup
 from cusa.train.loss.inputs import require_tensors, take_batch
 from cusa.train.loss.teacher_inputs import (
@@ -81,8 +81,8 @@ class CUSALoss(LossTemperatures):
             whose projections are parameters of the loss.
 
     Raises:
-        SettingError: If ``method`` or ``tile_rows`` is illegal, or the rule features has no
-            ``feature_dims``.
+        SettingError: If ``method`` or ``tile_rows`` is illegal, or ``feature_dims`` are for the
+            rule features.
     """
 
     def __init__(
@@ -107,13 +107,7 @@ class CUSALoss(LossTemperatures):
         self._group = group
         self.projections: Projections | None = None
         if self.config.rule == "features":
-            if feature_dims is None:
-                raise SettingError(
-                    "the rule features projects teacher rows to the student's space: give "
-                    "CUSALoss their dimensions, feature_dims=FeatureDims(student, image, text)",
-                    name="feature_dims",
-                )
-            self.projections = Projections(feature_dims)
+            self.projections = Projections(checked_dims(feature_dims))
 
     def forward(
         self,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cusa.data.errors import EmbeddingsError
+from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.train.loss.batch import ImageText, LossBatch, own_rows
 from cusa.train.loss.gather import GatherGroup
 from cusa.train.loss.teacher_inputs import MODALITIES
@@ -43,6 +43,24 @@ class FeatureDims(NamedTuple):
     student: int
     image: int
     text: int
+
+
+def checked_dims(dims: FeatureDims | None) -> FeatureDims:
+    """Return the dimensions, and refuse what is none.
+
+    Raises:
+        SettingError: If they are missing, or are no whole numbers above zero.
+    """
+    if not isinstance(dims, FeatureDims) or not all(
+        isinstance(dim, int) and dim > 0 for dim in dims
+    ):
+        raise SettingError(
+            "the rule features projects teacher rows to the student's space: give CUSALoss their "
+            "dimensions, whole numbers above zero, as feature_dims=FeatureDims(student, image, "
+            f"text); got {dims!r}",
+            name="feature_dims",
+        )
+    return dims
 
 
 class Projections(nn.Module):

@@ -102,7 +102,15 @@ def _cross_rows(
 ) -> list[list[Tensor]]:
     """Return the image rows and the text rows of each cross-modal teacher."""
     image_rows, text_rows = [], []
-    for number, pair in enumerate(cross_teachers or ()):
+    if cross_teachers is None:
+        cross_teachers = ()
+    if not isinstance(cross_teachers, Sequence):
+        raise EmbeddingsError(
+            "cross_teachers must be a list with the image rows and the text rows of each teacher, "
+            f"got {type(cross_teachers).__name__}; give [(image_rows, text_rows)]",
+            name="cross_teachers",
+        )
+    for number, pair in enumerate(cross_teachers):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise EmbeddingsError(
                 f"cross_teachers[{number}] must be a teacher's image rows and its text rows, got "

@@ -197,17 +197,24 @@ class _Sweeps:
     ) -> None:
         batch = self.batch
         tile = make_tile(batch, self.config, modality, queries, as_product)
-        has_labels = {"csa": self.config.soft_label_source != "each", "usa": False}
-        terms = [term for term in self.taus if tile.own.cosines or has_labels.get(term, True)]
+        terms = list(self.taus)
+        if not tile.own.cosines:
+            # No teacher of the queries' modality gives these their soft labels.
+            without_labels = {"usa"}
+            if self.config.soft_label_source == "each":
+                without_labels.add("csa")
+            terms = [term for term in terms if term not in without_labels]
         shared_targets: dict[int, _Targets] = {}
         features = batch.cross[modality]
-        rule_candidates = batch.rule_candidates(modality)
         candidates = batch.candidate_cross[1 - modality]
-        has_own_candidates = {"usa": True, "rule": rule_candidates is not candidates}
-        cross_modal = [term for term in terms if not has_own_candidates.get(term, False)]
+        rule_candidates = batch.rule_candidates(modality)
+        with_other_candidates = {"usa"}
+        if rule_candidates is not candidates:
+            with_other_candidates.add("rule")
+        cross_modal = [term for term in terms if term not in with_other_candidates]
         if cross_modal:
             self._add_terms(tile, features, candidates, cross_modal, shared_targets)
-        if "rule" in terms and "rule" not in cross_modal:
+        if "rule" in with_other_candidates:
             self._add_terms(tile, features, rule_candidates, ["rule"], shared_targets)
         uni_features = batch.uni[modality]
         uni_candidates = batch.candidate_uni[modality]

@@ -15,7 +15,7 @@ from cusa.data.files import atomic_file
 from cusa.data.hub import is_hub_name
 from cusa.train.length import run_span, schedule_span, warmup_span
 from cusa.train.loader import pairs_per_step
-from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
+from cusa.train.saving import loss_facts
 from cusa.train.saving.student_folder import Origin
 from cusa.train.student_config import MODALITIES, Modality, StudentConfig
 
@@ -33,15 +33,6 @@ _RECALL_TITLES = {
     "t2i_r10": "text to image R@10",
     "rsum": "RSUM",
 }
-
-_TEMPERATURE_TITLES = {
-    "tau": "tau",
-    "tau_csa": "tau of CSA",
-    "tau_usa": "tau of USA",
-    "tau_soft": "tau of the soft labels",
-    "tau_soft_usa": "tau of USA's soft labels",
-}
-
 
 # Recalls in percent by name, for each data set and split; those not measured are left out.
 _Scores = dict[tuple[str, str], dict[str, float]]
@@ -110,8 +101,10 @@ def model_card(
         student_name=_student_name(origin),
         models=_models(config.student),
         training=_training(config.student),
-        weighted_terms=_weighted_terms(config.loss),
-        temperatures=_temperatures(config.loss),
+        weighted_terms=loss_facts.weighted_terms(config.loss),
+        rule_settings=loss_facts.rule_settings(config.loss),
+        soft_label_teachers=loss_facts.soft_label_teachers(config.loss),
+        temperatures=loss_facts.temperature_ranges(config.loss),
         span=run_span(config),
         schedule=schedule_span(config),
         warmup=warmup_span(config),
@@ -119,37 +112,6 @@ def model_card(
         batch_size=pairs_per_step(origin.n_pairs, config.train.pairs_per_step, origin.processes),
     )
     return str(card)
-
-
-def _weighted_terms(loss: LossConfig) -> str:
-    pairs = zip(loss.summed_terms, loss.term_titles, strict=True)
-    return " + ".join(f"{loss.weights[term]:g} * {title}" for term, title in pairs)
-
-
-def _temperatures(loss: LossConfig) -> dict[str, str]:
-    """Return a description of each temperature that the terms use, by its title."""
-    in_use = loss.temperatures_in_use()
-    descriptions = {}
-    for name, title in _TEMPERATURE_TITLES.items():
-        if name in in_use:
-            descriptions[title] = _described(in_use[name])
-    return descriptions
-
-
-def _described(temperature: Temperature | TemperaturePair) -> str:
-    if isinstance(temperature, Temperature):
-        if not temperature.learnable:
-            return f"{temperature.init:g}, fixed"
-        return f"from {temperature.init:g} in [{temperature.min:g}, {temperature.max:g}]"
-    image = _described(temperature.image)
-    text = _described(temperature.text)
-    if temperature.shared and image == text:
-        return f"{image}, shared"
-    if temperature.shared:
-        return f"mean of {image} and {text}, shared"
-    if image == text:
-        return f"image and text each {image}"
-    return f"image {image}; text {text}"
 
 
 def _card_scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:

@@ -531,6 +531,8 @@ PAIR = (X, X)
             "teacher_image",
         ),
         ({"rule": "dr"}, {"cross_teachers": [X]}, "cross_teachers"),
+        ({"rule": "dr"}, {"cross_teachers": X}, "cross_teachers"),
+        ({"rule": "dr"}, {"cross_teachers": 1}, "cross_teachers"),
         ({"rule": "dr"}, {"cross_teachers": [(X, X[:, :2])]}, "cross_teachers[0][1]"),
         ({"rule": "dr"}, {"cross_teachers": [PAIR, (X[:3], X)]}, "cross_teachers[1][0]"),
         ({"rule": "dr"}, {"cross_teachers": [(X, 0 * X)]}, "cross_teachers[0][1]"),
@@ -587,9 +589,10 @@ def test_illegal_settings_are_refused(settings, name):
 
 def test_the_rule_features_needs_dimensions_that_fit():
     config = LossConfig(terms=(), rule="features")
-    with pytest.raises(SettingError) as error:
-        CUSALoss(config)
-    assert error.value.name == "feature_dims"
+    for dims in (None, (3, 3, 4), FeatureDims(3, 0, 4), FeatureDims(3, 3.0, 4)):
+        with pytest.raises(SettingError) as error:
+            CUSALoss(config, feature_dims=dims)
+        assert error.value.name == "feature_dims"
     loss = CUSALoss(config, feature_dims=FeatureDims(3, 3, 4))
     with pytest.raises(EmbeddingsError) as error:
         loss(X, X, teacher_image=X, teacher_text=X)
