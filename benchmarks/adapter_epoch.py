@@ -4,9 +4,9 @@ not arithmetic does.
     python benchmarks/adapter_epoch.py --out benchmarks/results/adapter_epoch.json
 
 113,287 made-up image rows of 512, 566,435 caption rows of 768, float16; 5,000 and 25,000 to
-validate; preset `adapter-published`, batch 128, the store's two teachers for input and soft labels. The
-Trainer runs one epoch, its steps and its validation (best student and checkpoint included) timed
-apart. Then steps take turns, some hundred at a time, medians over rounds: the Trainer's; the
+validate; preset `adapter-published`, batch 128, the store's two teachers for input and soft labels.
+The Trainer runs one epoch, its steps and its validation (best student and checkpoint included)
+timed apart. Then steps take turns, some hundred at a time, medians over rounds: the Trainer's; the
 Trainer's on one batch kept in memory (streaming is the difference); and, as the floor, the
 student's forward and backward pass and AdamW on that batch, without loss, clipping, checks or log.
 The floor of validation is its two products of all images and all captions, nothing ranked.
