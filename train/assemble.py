@@ -53,7 +53,7 @@ def resolve(
     fingerprints, validation = _splits_in_use(data.train_split, val_split, store, val_store)
     teachers = used_teachers(config, store)
     encoders: dict[str, StoredTeacher] = {}
-    encoders = _stored_encoders(store, _stored_towers(student))
+    encoders = _stored_encoders(store, student)
     if val_store is not None:
         refuse_other_encoders(val_store, encoders)
 
@@ -63,15 +63,6 @@ def resolve(
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders, validation=validation)
     loss = with_logits_of(config.loss, [rows.settings for rows, _ in teachers.cross])
     return replace(config, data=data, student=student, loss=loss), provenance
-
-
-def _stored_towers(student: StudentConfig) -> dict[Modality, str | None]:
-    """Return the teachers that settings name for stored towers; ``None``: the store's only one."""
-    wanted: dict[Modality, str | None] = {}
-    towers = student.towers
-    for modality in student.stored:
-        wanted[modality] = towers[modality].name or student.encoder(modality)
-    return wanted
 
 
 def _resolved_student(
@@ -147,20 +138,30 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
 
 def _stored_encoders(
     store: Store,
-    wanted_names: Mapping[Modality, str | None],
+    student: StudentConfig,
 ) -> dict[str, StoredTeacher]:
-    """Pick the encoders that settings name.
+    """Pick the teachers of stored towers: those that settings name, or the store's only ones.
 
     Args:
         store: The store.
-        wanted_names: Their names by modality; ``None``: the store's only one.
+        student: Settings of the student.
 
     Returns:
         The encoders by modality.
+
+    Raises:
+        StoreError: If a teacher is missing, or several would fit; lists them.
     """
     chosen: dict[str, StoredTeacher] = {}
-    for modality, wanted in wanted_names.items():
-        name = store.pick_teacher(modality, wanted, f"--{modality}-encoder")
+    towers = student.towers
+    for modality in student.stored:
+        flag = f"--{modality}-encoder"
+        wanted = student.encoder(modality)
+        tower_name = towers[modality].name
+        if tower_name and tower_name != wanted:  # then the option would contradict the tower
+            flag = f"student.{modality}=stored:NAME"
+            wanted = tower_name
+        name = store.pick_teacher(modality, wanted, flag)
         chosen[modality] = stored_teacher(store, name)
     return chosen
 

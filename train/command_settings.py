@@ -202,7 +202,11 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     if checked.student.init is not None:
         init_path = local_student(checked.student.init)
         chosen = merge(chosen, nest("student.init", str(init_path)))
-        chosen = merge(_initial_settings(init_path), chosen)
+        initial = _initial_settings(init_path)
+        if "name" in chosen["student"]:
+            # It names both towers, unless others are given: not the towers of --init.
+            initial["student"].update(image=None, text=None)
+        chosen = merge(initial, chosen)
     preset = given.preset
     if preset is None:
         if not checked.data.embeddings:

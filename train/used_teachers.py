@@ -54,6 +54,9 @@ def require_teachers(loss: LossConfig, store: Store) -> None:
 def used_teachers(config: Config, store: Store) -> TeacherSet[StoredTeacher]:
     """Pick the teachers that the loss of a run needs.
 
+    A teacher that the settings name must be there, whether this loss needs it or not: a misspelt
+    name would go unnoticed until a loss does.
+
     Args:
         config: The run's settings as given.
         store: The store.
@@ -65,18 +68,23 @@ def used_teachers(config: Config, store: Store) -> TeacherSet[StoredTeacher]:
     data = config.data
     location = location_text(store.path)
     kinds = needed_teachers(config.loss)
-    image: tuple[str, ...] = ()
-    text: tuple[str, ...] = ()
+    wanted_names = {"image": data.image_teacher, "text": data.text_teacher}
+    uni_modal: dict[str, tuple[str, ...]] = {}
+    for modality, wanted in wanted_names.items():
+        is_needed = modality in kinds or "image or text" in kinds
+        names: tuple[str, ...] = ()
+        if is_needed or wanted:
+            flag = f"--{modality}-teacher"
+            names = pick_teachers(location, store.teachers, modality, wanted, flag)
+        uni_modal[modality] = names if is_needed else ()
     cross: tuple[tuple[str, str], ...] = ()
-    if "image" in kinds or "image or text" in kinds:
-        image = pick_teachers(
-            location, store.teachers, "image", data.image_teacher, "--image-teacher"
-        )
-    if "text" in kinds or "image or text" in kinds:
-        text = pick_teachers(location, store.teachers, "text", data.text_teacher, "--text-teacher")
-    if "cross-modal" in kinds:
+    is_needed = "cross-modal" in kinds
+    if is_needed or data.cross_teacher:
         cross = pick_cross_teachers(location, store.teachers, data.cross_teacher, "--cross-teacher")
-    return TeacherSet(image, text, cross).map(lambda name: stored_teacher(store, name))
+    if not is_needed:
+        cross = ()
+    teachers = TeacherSet(uni_modal["image"], uni_modal["text"], cross)
+    return teachers.map(lambda name: stored_teacher(store, name))
 
 
 def stored_teacher(store: Store, name: str) -> StoredTeacher:

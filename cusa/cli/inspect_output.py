@@ -13,7 +13,7 @@ from cusa.eval.inspection.results import (
     Inspection,
     JudgedTemperature,
 )
-from cusa.eval.inspection.soft_labels import KINDS, format_figure
+from cusa.eval.inspection.soft_labels import KINDS, format_figure, format_temperature
 from cusa.screen.console import console, print_plain
 
 
@@ -94,8 +94,8 @@ def _temperatures_table(temperatures: Sequence[JudgedTemperature]) -> Table:
         table.add_row(
             fitted.name,
             KINDS[fitted.kind],
-            f"{fitted.tau:.2g}",
-            f"{fitted.low:.2g} to {fitted.high:.2g}",
+            format_temperature(fitted.tau),
+            f"{format_temperature(fitted.low)} to {format_temperature(fitted.high)}",
             f"{fitted.cross_entropy:.3f}",
             f"{fitted.at_one:.3f}",
         )

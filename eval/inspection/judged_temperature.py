@@ -28,11 +28,15 @@ from cusa.data.unit_rows import unit_rows
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.eval.evaluators.judgements.matching import rows_in_split
 from cusa.eval.evaluators.splits import EvaluatedSplit
-from cusa.eval.inspection.results import JudgedTemperature
+from cusa.eval.inspection.results import (
+    GREATEST_TEMPERATURE,
+    LEAST_TEMPERATURE,
+    JudgedTemperature,
+)
 from cusa.eval.inspection.split_teachers import SplitTeacher
 
 # 0.01 to 10; neighbours differ by 2.3 %.
-_TEMPERATURES = np.logspace(-2, 1, 301)
+_TEMPERATURES = np.geomspace(LEAST_TEMPERATURE, GREATEST_TEMPERATURE, 301)
 _AT_ONE = 200  # position of temperature 1
 _RESAMPLINGS = 1000
 

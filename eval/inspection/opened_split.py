@@ -178,13 +178,23 @@ def _cross_teachers(
     store: EmbeddingStore,
     settings: Settings,
 ) -> tuple[tuple[Embeddings, Embeddings], ...]:
-    """Return image rows and text rows of the cross-modal teachers that the loss needs."""
-    if settings.loss is None or "cross-modal" not in needed_teachers(settings.loss):
+    """Return image rows and text rows of the cross-modal teachers that the loss needs.
+
+    Raises:
+        StoreError: If a teacher that settings name is not there, whether it is needed or not.
+    """
+    is_needed = False
+    if settings.loss is not None:
+        is_needed = "cross-modal" in needed_teachers(settings.loss)
+        if is_needed:
+            require_teachers(settings.loss, store)
+    if not is_needed and not settings.cross_teacher:
         return ()
-    require_teachers(settings.loss, store)
     names = pick_cross_teachers(
         str(store.path), store.teachers, settings.cross_teacher, "--cross-teacher"
     )
+    if not is_needed:
+        return ()
     rows = []
     for image_name, text_name in names:
         image_rows = store.embeddings(image_name, settings.split)

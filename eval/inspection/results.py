@@ -158,9 +158,17 @@ class Comparison:
     pairs: tuple[TeacherPair, ...]
 
 
+# The temperatures among which those that judgements support are sought.
+LEAST_TEMPERATURE = 0.01
+GREATEST_TEMPERATURE = 10.0
+
+
 @dataclass(frozen=True)
 class JudgedTemperature:
     """The temperature at which a teacher's soft labels fit people's judgements best.
+
+    ``LEAST_TEMPERATURE`` and ``GREATEST_TEMPERATURE``, the ends of the search, stand for any
+    temperature beyond them.
 
     Attributes:
         name: Name of the teacher.

@@ -38,6 +38,8 @@ from cusa.eval.inspection.pair_search import (
     strongest_pairs,
 )
 from cusa.eval.inspection.results import (
+    GREATEST_TEMPERATURE,
+    LEAST_TEMPERATURE,
     Inspection,
     JudgedTemperature,
     Settings,
@@ -165,8 +167,18 @@ def write_inspection(
         neighbours=min(NEIGHBOURS, inspection.settings.batch_size - 1),
         max_captions=MAX_CAPTIONS,
         number=format_figure,
+        temperature=format_temperature,
         kinds=KINDS,
     )
+
+
+def format_temperature(tau: float) -> str:
+    """Format a temperature that judgements support; at an end of the search, it is a bound."""
+    if tau <= LEAST_TEMPERATURE:
+        return f"at most {LEAST_TEMPERATURE:g}"
+    if tau >= GREATEST_TEMPERATURE:
+        return f"at least {GREATEST_TEMPERATURE:g}"
+    return f"{tau:.2g}"
 
 
 def format_figure(

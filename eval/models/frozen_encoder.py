@@ -1,18 +1,41 @@
-"""The frozen encoders whose embeddings an adapter takes."""
+"""The frozen encoders whose embeddings stored towers take."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from cusa.data.errors import TeacherError
+from cusa.data.errors import StudentError, TeacherError
 from cusa.data.store.schema import TeacherSettings
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher
 from cusa.train.saving.provenance import StoredTeacher
 
 
+def refuse_unstored(
+    sources: Mapping[str, str],
+    stored: Mapping[str, StoredTeacher],
+) -> None:
+    """Refuse sources of encoders of towers that are not stored.
+
+    Args:
+        sources: Where encoders are, by ``"image"`` and ``"text"``.
+        stored: The encoders of the stored towers.
+
+    Raises:
+        StudentError: If a source is of another tower.
+    """
+    for modality in sources:
+        if modality not in stored:
+            raise StudentError(
+                f"encoders names {modality!r}, which is no stored tower of this student; those "
+                f"are: {', '.join(stored) or 'none'}",
+                name=modality,
+            )
+
+
 def load_frozen(source: str, name: str, settings: TeacherSettings, device: str) -> Teacher:
-    """Load an adapter's frozen encoder.
+    """Load a stored tower's frozen encoder.
 
     Args:
         source: Where it is, as ``cusa-precompute --teacher`` takes it.
@@ -21,14 +44,14 @@ def load_frozen(source: str, name: str, settings: TeacherSettings, device: str) 
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Raises:
-        TeacherError: If it cannot be loaded, or has other weights than those the adapter was
+        TeacherError: If it cannot be loaded, or has other weights than those the student was
             trained on.
     """
     teacher = parse_teacher(source).load_as(settings, device)
     if teacher.weights_sha256 != settings.weights_sha256:
         raise TeacherError(
             f"the {settings.modality} encoder loaded from {teacher.source} has other weights than "
-            f"{name!r}, which the adapter was trained on; pass "
+            f"{name!r}, which the student was trained on; pass "
             f"encoders={{{settings.modality!r}: 'NAME=PATH'}} with the right ones",
             name=name,
         )

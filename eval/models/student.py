@@ -15,7 +15,7 @@ from cusa.data.captions import normalizer
 from cusa.data.embeddings import HEADS, Head, Rows
 from cusa.data.hub import is_remote
 from cusa.eval.models.devices import chosen_device, one_at_a_time
-from cusa.eval.models.frozen_encoder import load_frozen, source_of
+from cusa.eval.models.frozen_encoder import load_frozen, refuse_unstored, source_of
 from cusa.eval.models.inputs import (
     ImageLike,
     batches,
@@ -42,8 +42,8 @@ class StudentEncoder:
     Args:
         saved: The student.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        encoders: Sources of stored towers' frozen encoders by ``"image"`` and ``"text"``, as
-            ``cusa-precompute --teacher`` takes them; by default those that stage one used.
+        encoders: Sources of frozen encoders, of stored towers only, by ``"image"`` and ``"text"``,
+            as ``cusa-precompute --teacher`` takes them; by default those that stage one used.
         source: Folder or name on the hub that the student was loaded from; its name.
 
     Attributes:
@@ -78,6 +78,7 @@ class StudentEncoder:
         self._device = device
         self._source = source
         self._encoder_sources = encoders or {}
+        refuse_unstored(self._encoder_sources, saved.origin.provenance.encoders)
         self._computing = one_at_a_time(device)
         self.encoder = cache(self._load_encoder)
 

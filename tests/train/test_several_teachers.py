@@ -24,6 +24,7 @@ from cusa.train.trainer import Trainer
 from cusa.train.used_teachers import with_logits_of
 from tests.helpers import (
     ADAPTER,
+    Fault,
     ForkedCommand,
     add_teacher,
     kill_at,
@@ -207,6 +208,21 @@ def test_a_rule_reads_the_cross_modal_teacher_at_its_own_temperature(index, tmp_
     card = (tmp_path / "run" / "best" / "README.md").read_text()
     assert "| temperatures of the cross-modal teachers | 0.02 |" in card
     run_ok("train", "--resume", "--run-dir", tmp_path / "run", "--epochs", 3)
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "cross"])
+def test_a_named_teacher_that_the_loss_does_not_need_must_be_there(index, tmp_path, kind):
+    options = ("--loss", "contrastive", f"--{kind}-teacher", "nobody")
+    fault = run_fault("train", *_args(index, tmp_path / "run", *options))
+    assert fault == Fault(StoreError, path=index, name="nobody")
+
+
+def test_a_named_teacher_that_the_loss_does_not_need_is_not_read(index, tmp_path):
+    options = ("--loss", "contrastive", "--cross-teacher", "clip", *ONE)
+    run_ok("train", *_args(index, tmp_path / "run", *options))
+    config, provenance = load_run(tmp_path / "run")
+    assert config.data.cross_teacher == "clip"
+    assert not provenance.teachers
 
 
 def _cross_rows(name, **transform):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cusa
-from cusa.data.errors import RunError, SettingError, StudentError
+from cusa.data.errors import RunError, SettingError, StoreError, StudentError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.build_student import build_student
 from cusa.train.config import Config
@@ -284,10 +284,26 @@ def test_a_teacher_named_twice_must_be_the_same(store, tmp_path):
     assert run_fault("train", *args) == Fault(SettingError, name="student.text_encoder")
 
 
+def test_a_stored_tower_of_no_teacher_is_refused(store, tmp_path):
+    args = ("--embeddings", store, "--student", "adapter", "--run-dir", tmp_path / "run")
+    fault = run_fault("train", *args, "--set", "student.image=stored:nobody")
+    assert fault == Fault(StoreError, path=store, name="nobody")
+
+
+def test_another_student_than_that_of_init_is_refused(store, runs, tmp_path):
+    begun = runs / "trained-stored"
+    args = ("--embeddings", store, "--init", begun, "--run-dir", tmp_path / "run")
+    fault = run_fault("train", *args, "--student", "adapter")
+    assert fault == Fault(StudentError, path=begun)
+
+
 def test_models_of_the_other_modality_are_refused(models, tmp_path):
-    for modality, model in (("image", models["words"]), ("text", models["vit"])):
-        with pytest.raises(StudentError):
+    save_text(tmp_path / "bert", "BertModel", "BertConfig", **BERT)
+    others = (("image", tmp_path / "bert", "BertModel"), ("text", models["vit"], "ViTModel"))
+    for modality, model, model_class in others:
+        with pytest.raises(StudentError) as refused:
             _tower(modality, f"hf:{model}")
+        assert refused.value.name == model_class
     with pytest.raises(StudentError) as refused:
         _tower("image", f"hf:{tmp_path / 'nothing'}")
     assert refused.value.name == str(tmp_path / "nothing")
@@ -315,6 +331,17 @@ def test_a_students_folder_without_a_tower_is_refused(runs, tmp_path, monkeypatc
     with pytest.raises(StudentError) as refused:
         load_saved(Path("owner"))
     assert refused.value.path == Path("owner")
+
+
+def test_a_students_folder_with_an_unknown_pooling_is_refused(runs, tmp_path):
+    """Another pooling would give other features."""
+    folder = shutil.copytree(runs / "trained-stored" / "best", tmp_path / "best")
+    pooling = folder / "image" / "pooling.json"
+    assert json.loads(pooling.read_text()) == "pooler"
+    pooling.write_text('"all"')
+    with pytest.raises(StudentError) as refused:
+        load_saved(folder)
+    assert refused.value.path == pooling
 
 
 def test_default_settings_have_the_towers_of_a_dual_encoder():
@@ -435,6 +462,10 @@ def test_exported_adapters_are_in_the_weights(store, models, tmp_path):
         (("student.lora.r=0",), "student.lora.r"),
         (("student.lora.targets='('",), "student.lora.targets"),
         (("student.lora.towers=[image]", "student.lora.targets=nothing"), "student.lora.targets"),
+        (
+            ("student.lora.towers=[image]", "student.image=efficientnet-lite0"),
+            "student.lora.towers",
+        ),
     ],
 )
 def test_what_cannot_be_trained_so_is_refused(store, models, tmp_path, settings, name):

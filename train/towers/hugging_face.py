@@ -29,6 +29,7 @@ from cusa.data.pretrained import (
     load_image_processor,
     one_line_load_errors,
 )
+from cusa.train.settings import shortened
 from cusa.train.towers.dual_encoder import (
     load_tokenization,
     probed_image_dim,
@@ -62,6 +63,7 @@ def image_tower(
     with one_line_load_errors("image tower", source, StudentError, advice):
         files = locate(source, StudentError)
         model, missing = load_embedding_model(files, pretrained)
+        refuse_other_models(model, StudentError)
         preparation = ImageProcessing(load_image_processor(files))
         model.eval()
         if is_dual_encoder(model):
@@ -70,7 +72,6 @@ def image_tower(
             pooling = None
         else:
             lacks_pooler = refuse_missing(source, missing, StudentError)
-            refuse_other_models(model, StudentError)
             pooling = _read_pooling(Path(files))
             encoder = _vision_encoder(model, lacks_pooler, pooling, preparation)
             pooling = _pooling_of(encoder)
@@ -106,17 +107,17 @@ def text_tower(
         files = locate(source, StudentError)
         model, missing = load_embedding_model(files, pretrained)
         model.eval()
+        if not is_dual_encoder(model) and model.main_input_name != "input_ids":
+            raise StudentError(
+                f"{type(model).__name__} takes {model.main_input_name}, not tokens; use another "
+                "model as text tower",
+                name=type(model).__name__,
+            )
         tokenization = load_tokenization(files, model)
         if is_dual_encoder(model):
             _refuse_lacking(source, missing)
             trunk = tower_of_dual(without_tower(model, "image"), "text", source)
         else:
-            if model.main_input_name != "input_ids":
-                raise StudentError(
-                    f"{type(model).__name__} takes {model.main_input_name}, not tokens; use "
-                    "another model as text tower",
-                    name=source,
-                )
             trunk = _text_trunk(model, source, missing)
     dim = _usable(source, model, lambda: probed_text_dim(trunk, model, tokenization, pretrained))
 
@@ -192,8 +193,12 @@ def _read_pooling(folder: Path) -> Pooling | None:
     if not path.is_file():
         return None
     pooling = read_json(path)
-    if pooling not in FEATURE_OF_POOLING:
-        return None
+    if pooling not in (None, *FEATURE_OF_POOLING):
+        raise StudentError(
+            f"{path} holds {shortened(str(pooling))}, which is no pooling; restore it, or train "
+            "again",
+            path=path,
+        )
     return pooling
 
 

@@ -13,6 +13,7 @@ from cusa.train.student_config import LoraConfig
 from cusa.train.towers.tower import Tower
 
 _SHOWN_LAYERS = 3
+# Of subclasses that are made with other arguments, peft cannot make adapters.
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
@@ -61,7 +62,7 @@ def _layers(
     for name, module in tower.model.named_modules():
         if module not in tower.trunk.modules_run:
             continue
-        if isinstance(module, _LAYERS):
+        if type(module) in _LAYERS:
             layers.append(name)
         is_target = isinstance(module, nn.Linear)
         if targets is not None:
@@ -70,6 +71,12 @@ def _layers(
             names.append(name)
     if names:
         return names
+    if not layers:
+        raise SettingError(
+            f"setting student.lora.towers: {type(tower.model).__name__} has no layers that take "
+            "adapters; train that tower, or freeze it",
+            name="student.lora.towers",
+        )
     problem = f"{targets!r} matches no layer of {type(tower.model).__name__}"
     if targets is None:
         problem = f"{type(tower.model).__name__} has no linear layers; name others"

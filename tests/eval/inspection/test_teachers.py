@@ -9,17 +9,23 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from cusa.data.errors import DataError, FileFormatError, SettingError
+from cusa.data.errors import DataError, FileFormatError, SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
-from cusa.eval.inspection.results import Settings
-from cusa.eval.inspection.soft_labels import inspect
+from cusa.eval.inspection.results import (
+    GREATEST_TEMPERATURE,
+    LEAST_TEMPERATURE,
+    Settings,
+)
+from cusa.eval.inspection.soft_labels import format_temperature, inspect
 from cusa.eval.inspection.teacher_comparison import seen_by_one
 from tests.helpers import (
+    Fault,
     add_teacher,
     make_store,
     records,
     run_failure,
+    run_fault,
     run_ok,
     settings,
     unit_rows,
@@ -154,6 +160,30 @@ def test_a_temperature_that_people_answered_with_is_recovered(tmp_path):
     assert inspection.comparison is None  # of two teachers, the other figures say it
 
 
+@pytest.mark.parametrize(("favourite", "bound"), [("own", "at most"), ("farthest", "at least")])
+def test_beyond_the_temperatures_that_are_tried_there_is_a_bound(tmp_path, favourite, bound):
+    """People say Yes to one image of each caption: its own, or that of the least cosine."""
+    index = make_store(tmp_path, {"train": N_IMAGES}, dim=8)
+    rows = _rows(index, "vision")
+    lines = []
+    for own in range(12):
+        liked = own
+        if favourite == "farthest":
+            liked = int(np.argmin(rows @ rows[own]))
+        for image in range(N_IMAGES):
+            n_yes = 3 * (image == liked)
+            cells = (f"{image}.jpg", f"{own}.jpg#0", n_yes / 3, n_yes, 3 - n_yes)
+            lines.append("\t".join(map(str, cells)))
+    path = tmp_path / "crowd.txt"
+    path.write_text("\n".join(lines))
+    inspection = inspect(EmbeddingStore(index), Settings(**SMALL, judgements=path))
+    fitted = inspection.temperatures[0]
+    ends = {"at most": LEAST_TEMPERATURE, "at least": GREATEST_TEMPERATURE}
+    assert fitted.tau == fitted.low == fitted.high == ends[bound]
+    assert format_temperature(fitted.tau).startswith(bound)
+    assert format_temperature(1.0) == "1"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_what_one_teacher_sees_alone_by_its_definition(seed):
     generator = np.random.default_rng(seed)
@@ -225,6 +255,12 @@ def test_the_command_prints_them(index, judgements, tmp_path):
     page = (tmp_path / "a.html").read_text()
     assert 'id="teachers"' in page
     assert 'id="temperatures"' in page
+
+
+def test_a_cross_modal_teacher_that_no_loss_needs_must_be_there(index, tmp_path):
+    args = ("--image-teacher", "eyes", "--text-teacher", "words", "--cross-teacher", "nobody")
+    fault = run_fault("store", "inspect", index, *args, "--out", tmp_path / "a.html")
+    assert fault == Fault(StoreError, path=index, name="nobody")
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,13 @@ def test_a_moved_student_and_moved_encoders(runs, tmp_path):
     assert refused.value.name == "vit"
 
 
+@pytest.mark.parametrize(("run", "tower"), [("dual", "image"), ("adapter", "audio")])
+def test_encoders_of_towers_that_are_not_stored_are_refused(runs, run, tower):
+    with pytest.raises(StudentError) as refused:
+        cusa.load_student(runs / run, encoders={tower: "vit"})
+    assert refused.value.name == tower
+
+
 def test_what_is_no_student(runs, tmp_path):
     from shutil import copytree
 
