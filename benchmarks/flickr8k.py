@@ -152,7 +152,8 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "guide, text, margin 0.1": rule("guide"),
         "guide, text, margin 0.3": rule("guide", "loss.guide.margin=0.3"),
         "guide, either, margin 0.1": rule("guide", "loss.guide.teacher=either"),
-        "self-guide, margin 0.1": rule("self-guide"),
+        "self-guide, margin 0.1": rule("self-guide", "loss.self_guide.margin=0.1"),
+        "self-guide, margin -0.1": rule("self-guide", "loss.self_guide.margin=-0.1"),
     },
     "top k": {f"top {k}": Variant((*STRONG, f"loss.top_k={k}")) for k in (4, 16, 64)},
     "orders": {
