@@ -26,6 +26,7 @@ from cusa.data.environment import cpu_count
 from cusa.train.loss.config import TERMS, LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.student import Student
+from cusa.train.towers.tower import Tower, Towers
 
 from timing import in_turns
 
@@ -33,7 +34,7 @@ SMOKE = ("--batch-size 2 --layers 1 --rounds 1 --loss-rounds 1",)
 TOKENS = 77
 
 
-class Tower(nn.Module):
+class OneSide(nn.Module):
     """One side of a CLIPModel."""
 
     def __init__(self, model: Any, side: str) -> None:
@@ -62,7 +63,9 @@ def main(
     torch.manual_seed(0)
     towers = {f"{side}_config": {"num_hidden_layers": layers} for side in ("text", "vision")}
     model = CLIPModel(CLIPConfig(**towers))
-    student = Student(Tower(model, "image"), Tower(model, "text"), 512, 512, None).to(device)
+    image_tower = Tower(OneSide(model, "image"), dim=512)
+    text_tower = Tower(OneSide(model, "text"), dim=512)
+    student = Student(Towers(image_tower, text_tower), embed_dim=None).to(device)
     losses = {
         name: CUSALoss(LossConfig(terms=TERMS[name])).to(device) for name in ("contrastive", "cusa")
     }

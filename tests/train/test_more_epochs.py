@@ -18,7 +18,8 @@ from tests.helpers import ADAPTER, Fault, run_error, run_fault, run_ok
 
 def _args(index, run_dir, *more):
     rest = ("--batch-size", 16, "--set", "train.log_every=1", "--set", "optim.min_lr=1e-4")
-    return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *rest, *more)
+    preset = ("--preset", "adapter-published")  # its best epoch is known
+    return ("--embeddings", index, "--run-dir", run_dir, *preset, *ADAPTER, *rest, *more)
 
 
 @pytest.fixture(scope="module")

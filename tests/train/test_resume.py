@@ -51,7 +51,8 @@ def _args(index, run_dir, *more):
         "--checkpoint-steps",
         2,
     )
-    return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *rest, *more)
+    preset = ("--preset", "adapter-published")  # its best epoch is known
+    return ("--embeddings", index, "--run-dir", run_dir, *preset, *ADAPTER, *rest, *more)
 
 
 def _interrupted(args, step, number=signal.SIGKILL, where="_train_on", times=1):

@@ -72,7 +72,7 @@ def test_an_adapter_learns(index, tmp_path):
         "train", *_adapter(index, tmp_path / "run", "--epochs", 20, "--set", "train.log_every=1")
     )
     assert "80 pairs of split 'train', 0 left out" in out
-    assert "contrastive 1, csa 1.6, usa 8" in out  # alpha 0.1 and beta 0.5, times the batch of 16
+    assert "contrastive 1, csa 16, usa 80" in out  # alpha 1 and beta 5, times the batch of 16
     lines = _metrics(tmp_path / "run")
     train = [m for m in lines if m["kind"] == "train"]
     val = [m for m in lines if m["kind"] == "val"]
