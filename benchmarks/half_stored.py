@@ -16,7 +16,6 @@ once the allocator has given back what it had freed.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -39,7 +38,7 @@ from cusa.train.sources import student_sources
 from cusa.train.trainer import Trainer
 from cusa.train.training_state import TrainingState
 
-from timing import cpu_seconds, in_turns
+from timing import cpu_seconds, in_fresh_process, in_turns
 
 _TINY = "--n-images 40 --images {images} --batch-size 2"
 SMOKE = (f"{_TINY} --rounds 1 --steps 1 --memory-rounds 0 --way vision --way half-stored",)
@@ -128,16 +127,7 @@ def _memory(setting: Setting, way: str, steps: int, answer: Any) -> None:
 
 def memory(setting: Setting, way: str, steps: int) -> float:
     """Private MiB after so many steps, in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.SimpleQueue()
-    process = context.Process(target=_memory, args=(setting, way, steps, answer))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(
-            f"the process that measures the memory of {way!r} ended with {process.exitcode}"
-        )
-    return answer.get()
+    return in_fresh_process(_memory, setting, way, steps)
 
 
 @click.command()

@@ -129,7 +129,7 @@ def main(
         arguments += ["--set", setting]
     figures = {
         "machine": machine(),
-        "student": student,
+        "student": Path(student).name,
         "run": cost_of_run(arguments, epoch_steps, rounds),
         "order": cost_of_order(cost_tars, rounds),
     }

@@ -8,10 +8,12 @@ running when what it measures changes. A name in braces stands for an input of t
 
 from __future__ import annotations
 
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -47,6 +49,21 @@ def in_turns(
             if number:
                 found[name].append(taken)
     return found
+
+
+def in_fresh_process(measure: Callable[..., None], *arguments: Any) -> Any:
+    """What ``measure`` puts into the queue that it gets as its last argument.
+
+    The process is spawned: forked, it would begin with this one's memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    answer = context.SimpleQueue()
+    process = context.Process(target=measure, args=(*arguments, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"a process that measures {arguments} ended with {process.exitcode}")
+    return answer.get()
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

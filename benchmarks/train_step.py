@@ -53,7 +53,7 @@ from cusa.train.step import AUTOCAST
 from cusa.train.teacher_set import TeacherSet
 from cusa.train.trainer import Trainer
 
-from timing import in_turns
+from timing import in_fresh_process, in_turns
 
 _TINY = "--n-images 40 --images {images} --clip {clip} --batch-size 4 --workers 1 --live-layers 1"
 SMOKE = (
@@ -239,16 +239,7 @@ def _memory(setting: Setting, way: str, steps: int, answer: Any) -> None:
 
 def memory(setting: Setting, way: str, steps: int) -> dict[str, float]:
     """MiB after so many steps, in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.SimpleQueue()
-    process = context.Process(target=_memory, args=(setting, way, steps, answer))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(
-            f"the process that measures the memory of {way!r} ended with {process.exitcode}"
-        )
-    return answer.get()
+    return in_fresh_process(_memory, setting, way, steps)
 
 
 @click.command()

@@ -73,7 +73,7 @@ class FrozenEncoder(InputModule):
         Raises:
             CusaError: If an item is no image or text, or the teacher cannot be loaded.
         """
-        items = [self._item(value) for value in inputs]
+        items = items_of(inputs, self.settings.modality)
         prepared: Iterable[Any]
         if self.settings.modality == "image":
             prepared = opened_images(enumerate(items))
@@ -82,12 +82,6 @@ class FrozenEncoder(InputModule):
             prepared = map(normalize, checked_texts(items))
         teacher = self._teacher()
         return {_INPUTS: teacher.inputs(prepared)}
-
-    def _item(self, value: Any) -> Any:
-        """Return an image or text, which may be given as ``{"image": ...}`` or the like."""
-        if isinstance(value, dict):
-            return value[self.settings.modality]
-        return value
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Embed prepared inputs.
@@ -186,6 +180,14 @@ class RoundedRows(Module):
         """Load what :meth:`save` has written."""
         config = cls.load_config(model_name_or_path, subfolder, **hub_arguments(hub_settings))
         return cls(**config)
+
+
+def items_of(inputs: Sequence[Any], modality: str) -> list[Any]:
+    """Return images or texts, each of which may be given as ``{"image": ...}`` or the like."""
+    items = []
+    for value in inputs:
+        items.append(value[modality] if isinstance(value, dict) else value)
+    return items
 
 
 def hub_arguments(settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sentence_transformers.base.modules.input_module import InputModule
 
 from cusa.data.captions import normalizer
 from cusa.eval.models.inputs import checked_texts, opened_images
-from cusa.hosts.frozen_encoder import hub_arguments
+from cusa.hosts.frozen_encoder import hub_arguments, items_of
 from cusa.train.build_student import model_tower
 from cusa.train.saving.tensors import load_tensors, save_tensors
 from cusa.train.student_config import Modality, parse_tower
@@ -71,18 +71,12 @@ class TrainedTower(InputModule):
         Raises:
             CusaError: If an item is no image or text.
         """
-        items = [self._item(value) for value in inputs]
+        items = items_of(inputs, self.modality)
         preparation = self.tower.preparation
         if self.modality == "text":
             normalize = normalizer(self.normalizer_name)
             return preparation.tokens([normalize(text) for text in checked_texts(items)])
         return {_INPUTS: preparation.pixels(list(opened_images(enumerate(items))))}
-
-    def _item(self, value: Any) -> Any:
-        """Return an image or text, which may be given as ``{"image": ...}`` or the like."""
-        if isinstance(value, dict):
-            return value[self.modality]
-        return value
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Embed prepared inputs.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cusa.data.encoders.vision_encoder import is_dual_encoder
-from cusa.data.errors import StudentError, first_line
+from cusa.data.errors import CusaError, StudentError, first_line
 from cusa.data.hub import is_hub_name, locate
 from cusa.data.pretrained import (
     lacking,
@@ -120,13 +120,12 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     text_tower = tower_of_dual(model, "text", source, owns_model=False)
     was_training = model.training
     model.eval()
-    try:
-        image_dim = probed_image_dim(image_tower, model, image_processing)
-        text_dim = probed_text_dim(text_tower, model, tokenization, pretrained)
-    except Exception as error:  # on inputs that it does not take, a model raises nearly anything
-        raise StudentError(
-            f"{source!r} ({model_class}) cannot be used: {first_line(error)}", name=source
-        ) from None
+    image_dim = usable_dim(
+        source, model, lambda: probed_image_dim(image_tower, model, image_processing)
+    )
+    text_dim = usable_dim(
+        source, model, lambda: probed_text_dim(text_tower, model, tokenization, pretrained)
+    )
     model.train(was_training)
     return DualEncoder(
         model, image_processing, tokenization, image_tower, text_tower, image_dim, text_dim
@@ -230,6 +229,31 @@ def probed_text_dim(
             "it gives different texts the same features; check its tokeniser and weights"
         )
     return dim
+
+
+def usable_dim(
+    source: str,
+    model: Any,
+    probed_dim: Callable[[], int],
+) -> int:
+    """Return the dimension of a model's features.
+
+    Args:
+        source: Its name or folder.
+        model: The model.
+        probed_dim: Measures the dimension.
+
+    Raises:
+        StudentError: If the model cannot be used; says why in one line.
+    """
+    try:
+        return probed_dim()
+    except Exception as error:  # on inputs that it does not take, a model raises nearly anything
+        if isinstance(error, CusaError) and not isinstance(error, StudentError):
+            raise
+        raise StudentError(
+            f"{source!r} ({type(model).__name__}) cannot be used: {first_line(error)}", name=source
+        ) from None
 
 
 def _feature_dim(

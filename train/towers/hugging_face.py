@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from cusa.data.encoders.vision_encoder import (
     refuse_missing,
     refuse_other_models,
 )
-from cusa.data.errors import WEIGHTS, CusaError, StudentError, first_line
+from cusa.data.errors import WEIGHTS, StudentError
 from cusa.data.hub import load_advice, locate
 from cusa.data.parsing import read_json
 from cusa.data.pretrained import (
@@ -35,6 +34,7 @@ from cusa.train.towers.dual_encoder import (
     probed_image_dim,
     probed_text_dim,
     tower_of_dual,
+    usable_dim,
 )
 from cusa.train.towers.processors import ImageProcessing
 from cusa.train.towers.tower import Tower
@@ -76,7 +76,7 @@ def image_tower(
             encoder = _vision_encoder(model, lacks_pooler, pooling, preparation)
             pooling = _pooling_of(encoder)
             trunk = Trunk(encoder, model, type(model).__name__, source)
-    dim = _usable(source, model, lambda: probed_image_dim(trunk, model, preparation))
+    dim = usable_dim(source, model, lambda: probed_image_dim(trunk, model, preparation))
 
     def save(folder: Path) -> None:
         model.config.save_pretrained(folder)
@@ -119,7 +119,7 @@ def text_tower(
             trunk = tower_of_dual(without_tower(model, "image"), "text", source)
         else:
             trunk = _text_trunk(model, source, missing)
-    dim = _usable(source, model, lambda: probed_text_dim(trunk, model, tokenization, pretrained))
+    dim = usable_dim(source, model, lambda: probed_text_dim(trunk, model, tokenization, pretrained))
 
     def save(folder: Path) -> None:
         model.config.save_pretrained(folder)
@@ -208,19 +208,3 @@ def _refuse_lacking(
 ) -> None:
     if missing:
         raise StudentError(lacking(source, missing), location=WEIGHTS, name=source)
-
-
-def _usable(
-    source: str,
-    model: Any,
-    probed_dim: Callable[[], int],
-) -> int:
-    """Return the dimension of features; refuse a model that cannot be used in one line."""
-    try:
-        return probed_dim()
-    except Exception as error:  # on inputs that it does not take, a model raises nearly anything
-        if isinstance(error, CusaError) and not isinstance(error, StudentError):
-            raise
-        raise StudentError(
-            f"{source!r} ({type(model).__name__}) cannot be used: {first_line(error)}", name=source
-        ) from None
