@@ -17,12 +17,11 @@ from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.row_window import row_vector
-from cusa.data.store.teacher_choice import (
-    TeacherNames,
-    optional_teachers,
-    pick_cross_teachers,
-)
-from cusa.train.teacher_set import MaybeRows, TeacherSet, gather_rows
+from cusa.data.store.teacher_choice import TeacherNames
+from cusa.train.loss.config import MODALITIES, LossConfig
+from cusa.train.loss.rules.requirements import teachers_read
+from cusa.train.teacher_set import MaybeRows, gather_rows
+from cusa.train.used_teachers import chosen_teachers, require_teachers
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class TeacherBatch:
 
     Attributes:
         image: float16 or float32 ``[B, e]`` of the image teacher; of several, a tuple in their
-            order; ``None`` if the store has none.
+            order; ``None`` if the store has none, or the loss needs none.
         text: ``[B, e']`` of the text teacher, or a tuple, or ``None``, likewise.
         image_ids: int64 ``[B]``: the image row of each pair; equal rows are the same image.
         cross: Image rows and text rows of each cross-modal teacher, ``[B, e]`` each.
@@ -56,14 +55,16 @@ class Teachers:
             one, or its only uni-modal one.
         text_teacher: Name or names of the text teachers likewise.
         cross_teacher: Name of the cross-modal teacher, or names of several; an empty list: the
-            store's only one; ``None``: none.
+            store's only one; ``None``: that one if ``config`` needs it, or else none.
+        config: Settings of the loss that takes the rows: those that it does not need are not read.
+            ``None``: rows of both modalities are read.
 
     Attributes:
         split: The split.
 
     Raises:
-        StoreError: If the store lacks the split or a named teacher, has no teacher at all, or has
-            several of a modality of which none is named.
+        StoreError: If the store lacks the split, a named teacher or one that the loss needs, has no
+            teacher at all, or has several of a modality of which none is named.
     """
 
     def __init__(
@@ -73,25 +74,23 @@ class Teachers:
         image_teacher: TeacherNames = None,
         text_teacher: TeacherNames = None,
         cross_teacher: TeacherNames = None,
+        config: LossConfig | None = None,
     ) -> None:
         if not isinstance(store, EmbeddingStore):
             store = EmbeddingStore(store)
         self.split = store.split(split)
-        location = str(store.path)
-        image_names = optional_teachers(location, store.teachers, "image", image_teacher)
-        text_names = optional_teachers(location, store.teachers, "text", text_teacher)
-        cross_names: tuple[tuple[str, str], ...] = ()
-        if cross_teacher is not None:
-            cross_names = pick_cross_teachers(
-                location, store.teachers, cross_teacher, "cross_teacher"
-            )
-        names = TeacherSet(image_names, text_names, cross_names)
-        if not names:
+        if not store.teachers:
             raise StoreError(
                 f"{store.path} holds no teacher; add one: cusa-precompute --teacher NAME --out "
                 f"{store.path}",
                 path=store.path,
             )
+        kinds = {*MODALITIES} if cross_teacher is None else {*MODALITIES, "cross-modal"}
+        if config is not None:
+            require_teachers(config, store)
+            kinds = teachers_read(config)
+        wanted = {"image": image_teacher, "text": text_teacher, "cross": cross_teacher}
+        names = chosen_teachers(store, wanted, kinds, "{}_teacher")
         self._teachers = names.map(partial(_rows_of_teacher, store, split))
 
     def rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,19 @@ from cusa.data.store.cross_teachers import (
     logit_scale,
 )
 from cusa.data.store.schema import TeacherSettings
-from cusa.data.store.teacher_choice import pick_cross_teachers, pick_teachers
+from cusa.data.store.teacher_choice import (
+    TeacherNames,
+    optional_teachers,
+    pick_cross_teachers,
+)
 from cusa.train.config import Config, DataConfig
-from cusa.train.loss.config import LossConfig
-from cusa.train.loss.rules.requirements import ARTICLES, missing_teacher, needed_teachers
+from cusa.train.loss.config import MODALITIES, LossConfig
+from cusa.train.loss.rules.requirements import (
+    ARTICLES,
+    missing_teacher,
+    needed_teachers,
+    teachers_read,
+)
 from cusa.train.loss.rules.soft_labels import CLIP_TAU
 from cusa.train.saving.provenance import StoredTeacher
 from cusa.train.stores import Store
@@ -51,11 +60,33 @@ def require_teachers(loss: LossConfig, store: Store) -> None:
     )
 
 
+def _require_both_modalities(loss: LossConfig, store: Store) -> None:
+    """Refuse a store with one modality's teacher for soft labels of both.
+
+    :class:`cusa.CUSALoss` leaves out the direction without a teacher; in a run, that could go
+    unnoticed.
+
+    Raises:
+        StoreError: If it is one; says which settings it can be trained with.
+    """
+    user = needed_teachers(loss).get("image or text")
+    stored = {settings.modality for settings in store.teachers.values()}
+    missing = [modality for modality in MODALITIES if modality not in stored]
+    if user is None or not missing:
+        return
+    location = location_text(store.path)
+    [present] = stored
+    raise StoreError(
+        f"{user} has soft labels of images and of captions, and {location} holds no {missing[0]} "
+        f"teacher; set loss.soft_label_modalities=[{present}] to train with those of one modality, "
+        f"or add a teacher: cusa-precompute --teacher NAME --out {location}",
+        path=Path(location),
+        name=missing[0],
+    )
+
+
 def used_teachers(config: Config, store: Store) -> TeacherSet[StoredTeacher]:
     """Pick the teachers that the loss of a run needs.
-
-    A teacher that the settings name must be there, whether this loss needs it or not: a misspelt
-    name would go unnoticed until a loss does.
 
     Args:
         config: The run's settings as given.
@@ -65,26 +96,52 @@ def used_teachers(config: Config, store: Store) -> TeacherSet[StoredTeacher]:
         StoreError: If a teacher is missing, or several would fit; lists them.
     """
     require_teachers(config.loss, store)
+    _require_both_modalities(config.loss, store)
     data = config.data
+    names = chosen_teachers(
+        store,
+        {"image": data.image_teacher, "text": data.text_teacher, "cross": data.cross_teacher},
+        teachers_read(config.loss),
+        "--{}-teacher",
+    )
+    return names.map(lambda name: stored_teacher(store, name))
+
+
+def chosen_teachers(
+    store: Store,
+    wanted: Mapping[str, TeacherNames],
+    kinds: Collection[str],
+    flags: str,
+) -> TeacherSet[str]:
+    """Return the names of the teachers of some kinds: those that are wanted, or the only ones.
+
+    A teacher that is wanted must be there, even if it is of another kind: a misspelt name would go
+    unnoticed until a loss needs it.
+
+    Args:
+        store: The store; it may lack image teachers or text teachers.
+        wanted: Names of ``"image"``, ``"text"`` and ``"cross"``, if any.
+        kinds: Some of ``"image"``, ``"text"`` and ``"cross-modal"``.
+        flags: The options for the names, for error messages, with ``{}`` for those of ``wanted``.
+
+    Raises:
+        StoreError: If a teacher is missing, or several would fit; lists them.
+    """
     location = location_text(store.path)
-    kinds = needed_teachers(config.loss)
-    wanted_names = {"image": data.image_teacher, "text": data.text_teacher}
-    uni_modal: dict[str, tuple[str, ...]] = {}
-    for modality, wanted in wanted_names.items():
-        is_needed = modality in kinds or "image or text" in kinds
+    chosen: dict[str, tuple[str, ...]] = {}
+    for modality in MODALITIES:
         names: tuple[str, ...] = ()
-        if is_needed or wanted:
-            flag = f"--{modality}-teacher"
-            names = pick_teachers(location, store.teachers, modality, wanted, flag)
-        uni_modal[modality] = names if is_needed else ()
+        if modality in kinds or wanted[modality]:
+            flag = flags.format(modality)
+            names = optional_teachers(location, store.teachers, modality, wanted[modality], flag)
+        chosen[modality] = names if modality in kinds else ()
     cross: tuple[tuple[str, str], ...] = ()
-    is_needed = "cross-modal" in kinds
-    if is_needed or data.cross_teacher:
-        cross = pick_cross_teachers(location, store.teachers, data.cross_teacher, "--cross-teacher")
-    if not is_needed:
+    if "cross-modal" in kinds or wanted["cross"]:
+        flag = flags.format("cross")
+        cross = pick_cross_teachers(location, store.teachers, wanted["cross"], flag)
+    if "cross-modal" not in kinds:
         cross = ()
-    teachers = TeacherSet(uni_modal["image"], uni_modal["text"], cross)
-    return teachers.map(lambda name: stored_teacher(store, name))
+    return TeacherSet(chosen["image"], chosen["text"], cross)
 
 
 def stored_teacher(store: Store, name: str) -> StoredTeacher:

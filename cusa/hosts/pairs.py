@@ -11,7 +11,6 @@ from cusa.data.errors import DataError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.teacher_choice import TeacherNames
 from cusa.train.loss.config import LossConfig
-from cusa.train.loss.rules.requirements import needed_teachers
 from cusa.train.teacher_rows import TeacherBatch, Teachers
 
 
@@ -28,7 +27,8 @@ class SplitTeachers:
         text_teacher: Name or names of the text teachers; by default the only one there is.
         cross_teacher: Name or names of the cross-modal teachers; by default the only one there is,
             if the loss needs one.
-        config: Settings of the loss; ``None``: the defaults, which need no cross-modal teacher.
+        config: Settings of the loss, which tell the teachers that it needs; ``None``: those of both
+            modalities.
 
     Attributes:
         splits: Names of the splits, as given.
@@ -47,13 +47,12 @@ class SplitTeachers:
         cross_teacher: TeacherNames = None,
         config: LossConfig | None = None,
     ) -> None:
-        needs_cross_teacher = "cross-modal" in needed_teachers(config or LossConfig())
-        if cross_teacher is None and needs_cross_teacher:
-            cross_teacher = ()  # the only one
         self.splits = splits
         self.of_split: dict[str, Teachers] = {}
         for name in splits:
-            self.of_split[name] = Teachers(store, name, image_teacher, text_teacher, cross_teacher)
+            self.of_split[name] = Teachers(
+                store, name, image_teacher, text_teacher, cross_teacher, config
+            )
 
     def of_batch(self, names: Sequence[str]) -> Teachers:
         """Return the teachers of a batch's split.

@@ -17,6 +17,7 @@ from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.teacher_choice import TeacherNames
 from cusa.hosts.pairs import SplitTeachers, usable_captions
+from cusa.train.loss.config import LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.teacher_set import MaybeRows
 
@@ -151,6 +152,8 @@ class SoftLabelCollator:
         text_teacher: Name or names of the text teachers; by default the only one there is.
         cross_teacher: Name or names of the cross-modal teachers, if the loss needs one; an empty
             list: the only one there is.
+        config: Settings of the loss, which tell the teachers that it needs; ``None``: those of both
+            modalities.
     """
 
     def __init__(
@@ -161,9 +164,12 @@ class SoftLabelCollator:
         image_teacher: TeacherNames = None,
         text_teacher: TeacherNames = None,
         cross_teacher: TeacherNames = None,
+        config: LossConfig | None = None,
     ) -> None:
         self.image_root = store.image_root
-        self.teachers = SplitTeachers(store, splits, image_teacher, text_teacher, cross_teacher)
+        self.teachers = SplitTeachers(
+            store, splits, image_teacher, text_teacher, cross_teacher, config
+        )
         self.processor = processor
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def optional_teachers(
     teachers: Mapping[str, TeacherSettings],
     modality: str,
     names: TeacherNames,
+    flag: str,
 ) -> tuple[str, ...]:
     """Return the names of a modality's teachers; none if none is named and there is none.
 
@@ -26,13 +27,14 @@ def optional_teachers(
         teachers: Its teachers' settings by name.
         modality: ``"image"`` or ``"text"``.
         names: As :func:`pick_teachers` takes them.
+        flag: The option for their names, for error messages.
 
     Raises:
         StoreError: As :func:`pick_teachers` raises it, but not for want of a teacher.
     """
     if names is None and not _of_modality(teachers, modality):
         return ()
-    return pick_teachers(location, teachers, modality, names, f"{modality}_teacher")
+    return pick_teachers(location, teachers, modality, names, flag)
 
 
 def pick_teachers(

@@ -70,7 +70,7 @@ def with_teachers(
     location = str(tar_set.files)
     chosen: dict[str, str | None] = {}
     for modality, name in (("image", image_teacher), ("text", text_teacher)):
-        names = optional_teachers(location, tar_set.teachers, modality, name)
+        names = optional_teachers(location, tar_set.teachers, modality, name, f"{modality}_teacher")
         chosen[modality] = names[0] if names else None
 
     def add_rows(samples: Iterable[Sample]) -> Iterator[Sample]:

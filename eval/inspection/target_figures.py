@@ -10,14 +10,13 @@ import torch
 from cusa.data.errors import SettingError
 from cusa.eval.inspection.batch_figures import label_sharpness
 from cusa.train.loader import Batch
-from cusa.train.loss.config import LossConfig, Term
+from cusa.train.loss.config import MODALITIES, LossConfig, Term
 from cusa.train.loss.rules.registry import RULES
 from cusa.train.loss.rules.soft_labels import csa_labels, usa_labels
 from cusa.train.loss.rules.tile import Tile
 from cusa.train.loss.temperature_settings import Temperature, TemperaturePair
 from cusa.train.loss.tiles import tiles_of_rows
 
-_MODALITIES = ("image", "text")
 # A term's name, and the modality of the queries.
 TermName = tuple[str, str]
 
@@ -71,7 +70,7 @@ def target_figures(
     rows = (batch.teacher_image, batch.teacher_text)
     tiles = tiles_of_rows(rows, batch.cross_teachers, batch.image_ids, loss)
     figures: dict[TermName, TargetFigures] = {}
-    for modality, tile in zip(_MODALITIES, tiles, strict=True):
+    for modality, tile in zip(MODALITIES, tiles, strict=True):
         for term in loss.terms:
             logits = _label_logits(term, modality, tile, loss)
             if logits is not None:

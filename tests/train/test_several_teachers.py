@@ -21,7 +21,7 @@ from cusa.train.loss.rules.settings import DrSigmoidConfig
 from cusa.train.saving.run_dir import load_run, read_metrics
 from cusa.train.teacher_rows import Teachers
 from cusa.train.trainer import Trainer
-from cusa.train.used_teachers import with_logits_of
+from cusa.train.used_teachers import used_teachers, with_logits_of
 from tests.helpers import (
     ADAPTER,
     Fault,
@@ -178,6 +178,64 @@ def test_a_moved_batch_keeps_the_rows_of_all_teachers():
     kept = batch.to(torch.device("meta"), with_inputs=False)
     assert kept.texts.device.type == "cpu"
     assert kept.cross_teachers[0][1].device.type == "meta"
+
+
+IMAGES_ALONE = ("--set", "loss.soft_label_modalities=[image]")
+
+
+def test_a_run_with_soft_labels_of_images_alone_reads_no_text_teacher(index, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    out = run_ok("train", *_args(index, run_dir, *BOTH, *IMAGES_ALONE))
+    assert "contrastive, csa, usa (soft labels of images alone)" in out
+    config, provenance = load_run(run_dir)
+    assert config.data.text_teacher == "words"
+    assert provenance.teacher_names() == {"image": "vision, eyes"}
+    card = (run_dir / "best" / "README.md").read_text()
+    assert "soft labels from uni-modal image teachers" in card
+    assert "| soft labels of | images alone |" in card
+    first, first_of_both = (next(_train_lines(path)) for path in (run_dir, whole))
+    assert 0 < first["csa"] < first_of_both["csa"]
+    run_ok("train", "--resume", "--run-dir", run_dir, "--epochs", 3)
+
+
+def _train_lines(run_dir):
+    return (line for line in read_metrics(run_dir) if line["kind"] == "train")
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_a_store_with_teachers_of_one_modality(tmp_path, modality):
+    other = {"image": "text", "text": "image"}[modality]
+    _add(tmp_path / "store.h5", "only", modality, 8, 0)
+    store = EmbeddingStore(tmp_path / "store.h5")
+    both = build_config({})
+    with pytest.raises(StoreError) as caught:
+        used_teachers(both, store)
+    assert caught.value.name == other
+    alone = build_config({"loss": {"soft_label_modalities": [modality]}})
+    assert list(used_teachers(alone, store).by_kind()) == [modality]
+    wrong = build_config({"loss": {"soft_label_modalities": [other]}})
+    with pytest.raises(StoreError) as caught:
+        used_teachers(wrong, store)
+    assert caught.value.name == other
+    with pytest.raises(StoreError):
+        Teachers(store, "train", config=wrong.loss)
+    assert getattr(Teachers(store, "train", config=both.loss).rows([0]), other) is None
+
+
+def test_rows_are_those_that_a_loss_needs(store):
+    names = {"image_teacher": "vision", "text_teacher": "words"}
+    for settings_, kinds in (
+        ({"soft_label_modalities": ("text",)}, (False, True, 0)),
+        ({"terms": (), "rule": "dr"}, (False, False, 1)),
+        ({"terms": ("contrastive",)}, (False, False, 0)),
+        ({"terms": ("usa",), "rule": "dr"}, (True, True, 1)),
+    ):
+        batch = Teachers(store, "train", **names, config=LossConfig(**settings_)).rows([4, 0])
+        assert (batch.image is not None, batch.text is not None, len(batch.cross)) == kinds
+        assert batch.image_ids.tolist() == [2, 0]
+    with pytest.raises(StoreError) as caught:
+        Teachers(store, "train", "nobody", config=LossConfig(terms=("contrastive",)))
+    assert caught.value.name == "nobody"
 
 
 def test_resuming_with_other_teachers_is_refused(index, whole):

@@ -32,7 +32,16 @@ Divergence = Literal["kl", "cross_entropy"]
 Scaling = Literal["paper", "infonce"]
 Fusion = Literal["each", "add", "dot"]
 Source = Literal["each", "image", "text", "add", "dot", "cross"]
+Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 _SAME_LABELS = ("image", "text", "add", "dot")  # in both directions of CSA
+# The modalities whose soft labels a source of CSA needs; the others can do with either.
+_MODALITIES_OF_SOURCE: dict[Source, tuple[Modality, ...]] = {
+    "image": ("image",),
+    "text": ("text",),
+    "add": MODALITIES,
+    "dot": MODALITIES,
+}
 TeacherMean = Literal["labels", "similarities"]
 Term = Literal["contrastive", "csa", "usa"]
 SummedTerm = Literal["contrastive", "csa", "usa", "rule"]
@@ -116,6 +125,10 @@ class LossConfig:
             times more) or ``"infonce"``.
         rule: The label rule of a further term, see docs/rules.md; ``"cusa"``: there is none.
         rule_weight: Weight of the rule's term, a mean over rows whatever the scalings.
+        soft_label_modalities: Whose soft labels CSA, USA and the rule cwcl use: those of images, of
+            captions, or of both. Those of one modality teach the direction whose queries are of it,
+            which then weighs what it weighs beside the other, and rows of the other modality's
+            teachers are not read for them.
         soft_label_source: Which teacher gives CSA's soft labels, see
             :func:`cusa.train.loss.functions.fuse_similarities`; ``"image"`` or ``"text"``: that
             one's in both directions; ``"cross"``: the cross-modal teachers. With ``"image"``,
@@ -161,6 +174,7 @@ class LossConfig:
     contrastive_scaling: Scaling = "paper"
     rule: RuleName = "cusa"
     rule_weight: Number = Field(default=1.0, ge=0, le=GREATEST_WEIGHT)
+    soft_label_modalities: tuple[Modality, ...] = MODALITIES
     soft_label_source: Source = "each"
     top_k: WholeNumber | None = Field(default=None, ge=1, le=1_000_000)
     teacher_mean: TeacherMean = "labels"
@@ -210,7 +224,8 @@ class LossConfig:
                 "least with all pairs at one point; or add terms, such as contrastive",
                 name="features.interactive_weight",
             )
-        for modality in ("image", "text"):
+        self._check_modalities()
+        for modality in MODALITIES:
             name = f"{modality}_teacher_taus"
             if getattr(self, name) and self.teacher_mean == "similarities":
                 raise SettingError(
@@ -218,6 +233,25 @@ class LossConfig:
                     "modality have one temperature",
                     name=name,
                 )
+
+    def _check_modalities(self) -> None:
+        """Refuse soft labels of no modality, and a source of CSA that they are too few for."""
+        modalities = self.soft_label_modalities
+        if not modalities or len(set(modalities)) < len(modalities):
+            raise SettingError(
+                f"must be [image], [text] or [image, text], got [{', '.join(modalities)}]; for a loss "
+                "without soft labels, pass --loss contrastive",
+                name="soft_label_modalities",
+            )
+        source_needs = _MODALITIES_OF_SOURCE.get(self.soft_label_source, ())
+        if "csa" in self.terms and not set(source_needs) <= set(modalities):
+            raise SettingError(
+                f"is {self.soft_label_source}, which takes soft labels of "
+                f"{'s and '.join(source_needs)}s, and soft_label_modalities is "
+                f"[{', '.join(modalities)}]; set soft_label_source to each, {modalities[0]} or "
+                "cross, or soft_label_modalities to [image, text]",
+                name="soft_label_source",
+            )
 
     @property
     def summed_terms(self) -> tuple[SummedTerm, ...]:
@@ -228,6 +262,16 @@ class LossConfig:
     def term_titles(self) -> tuple[str, ...]:
         """Return the summed terms by name, a rule's by that of the rule."""
         return self.terms if self.rule == "cusa" else (*self.terms, self.rule)
+
+    @property
+    def only_modality(self) -> Modality | None:
+        """Return the modality that alone gives CSA, USA or cwcl soft labels, if it is one alone."""
+        follows_modalities = "usa" in self.terms or self.rule == "cwcl"
+        if "csa" in self.terms and self.soft_label_source == "each":
+            follows_modalities = True
+        if follows_modalities and len(self.soft_label_modalities) == 1:
+            return self.soft_label_modalities[0]
+        return None
 
     @classmethod
     def from_published(cls, settings: Path | str | Mapping[str, Any]) -> LossConfig:

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.train.loss.batch import ImageText, LossBatch, own_rows
+from cusa.train.loss.config import MODALITIES
 from cusa.train.loss.gather import GatherGroup
-from cusa.train.loss.teacher_inputs import MODALITIES
 from cusa.train.loss.unit_features import unit_features
 
 

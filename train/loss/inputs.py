@@ -19,9 +19,8 @@ from cusa.train.loss.batch import (
     map_given,
     map_rows,
 )
-from cusa.train.loss.config import LossConfig
+from cusa.train.loss.config import MODALITIES, LossConfig
 from cusa.train.loss.teacher_inputs import (
-    MODALITIES,
     CrossTeachers,
     TeacherArgument,
     check_teacher_rows,
@@ -86,7 +85,7 @@ def take_batch(
         batch = _with_ids(batch, image_ids)
         batch = with_teachers(batch, teacher, cross_teachers, config)
         if "usa" in config.terms:
-            batch = _with_uni(batch, uni, candidates)
+            batch = _with_uni(batch, uni, candidates, config)
         _check(batch)
         return _with_empty_slots(batch), None
     except EmbeddingsError as error:
@@ -129,12 +128,13 @@ def _with_uni(
     batch: LossBatch,
     uni: MaybeImageText,
     candidates: Candidates | None,
+    config: LossConfig,
 ) -> LossBatch:
-    """Add the uni-modal features of the modalities that have a teacher."""
-    taught_uni = _where_taught(batch, uni, "")
+    """Add the uni-modal features of the modalities that have soft labels."""
+    taught_uni = _where_taught(batch, uni, "", config)
     candidate_uni = taught_uni
     if candidates is not None:
-        candidate_uni = _where_taught(batch, candidates[2:4], "candidates.")
+        candidate_uni = _where_taught(batch, candidates[2:4], "candidates.", config)
     return batch._replace(uni=taught_uni, candidate_uni=candidate_uni)
 
 
@@ -142,14 +142,16 @@ def _where_taught(
     batch: LossBatch,
     features: MaybeImageText,
     prefix: str,
+    config: LossConfig,
 ) -> MaybeImageText:
-    """Return features of the modalities that have a teacher, and refuse to do without them."""
+    """Return features of the modalities that have soft labels, and refuse to do without them."""
     taught: list[Tensor | None] = []
     for modality, rows, teacher in zip(MODALITIES, features, batch.teacher, strict=True):
         name = f"{prefix}uni_{modality}_features"
-        if teacher and rows is None:
+        is_taught = bool(teacher) and modality in config.soft_label_modalities
+        if is_taught and rows is None:
             raise EmbeddingsError(f"USA needs {name} beside teacher_{modality}", name=name)
-        taught.append(rows if teacher else None)
+        taught.append(rows if is_taught else None)
     return taught
 
 

@@ -11,13 +11,12 @@ from torch import Tensor
 from cusa.data.errors import EmbeddingsError
 from cusa.train.loss.arrays import Rows, as_rows, rows_in_words
 from cusa.train.loss.batch import LossBatch, TeacherRows
-from cusa.train.loss.config import LossConfig
-from cusa.train.loss.rules.requirements import ARTICLES, missing_teacher, needed_teachers
+from cusa.train.loss.config import MODALITIES, LossConfig
+from cusa.train.loss.rules.requirements import ARTICLES, missing_teacher, teachers_read
 
 TeacherArgument = Rows | Sequence[Rows] | None
 CrossTeachers = Sequence[tuple[Rows, Rows]] | None
 
-MODALITIES = ("image", "text")
 # Matrices of all kinds of teachers: ranks that gather exchange a header of fixed length.
 MOST_TEACHER_ROWS = 16
 
@@ -49,13 +48,11 @@ def with_teachers(
     uni = [_uni_rows(batch, *named) for named in zip(MODALITIES, teacher, strict=True)]
     cross = _cross_rows(batch, cross_teachers)
     _require_teachers(config, {"image": uni[0], "text": uni[1], "cross-modal": cross[0]})
-    needs = needed_teachers(config)
-    if "image or text" not in needs:
-        if "image" not in needs:
-            uni[0] = []
-        if "text" not in needs:
-            uni[1] = []
-    if "cross-modal" not in needs:
+    kinds = teachers_read(config)
+    for position, modality in enumerate(MODALITIES):
+        if modality not in kinds:
+            uni[position] = []
+    if "cross-modal" not in kinds:
         cross = [[], []]
     batch = batch._replace(teacher=uni, cross_teacher=cross)
     _check_numbers(batch, config)
@@ -74,7 +71,7 @@ def _require_teachers(
         raise EmbeddingsError(
             f"{user} needs {ARTICLES[kind]} {kind} teacher, and the batch has rows of "
             f"{', '.join(kinds) or 'none'}; give {_ARGUMENTS[kind]}, or change loss.rule, "
-            "loss.terms or loss.soft_label_source",
+            "loss.terms, loss.soft_label_modalities or loss.soft_label_source",
             name=_ARGUMENTS[kind],
         )
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from cusa.train.loss.batch import LossBatch
 from cusa.train.loss.config import ALL_TERMS, Divergence, LossConfig, SummedTerm
 from cusa.train.loss.rules.registry import RULES
-from cusa.train.loss.rules.soft_labels import csa_labels, label_slope, usa_labels
+from cusa.train.loss.rules.soft_labels import csa_labels, label_slope, own_teachers, usa_labels
 from cusa.train.loss.rules.tile import HIDDEN, Tile
 from cusa.train.loss.temperatures import UsedTemperatures
 from cusa.train.loss.tiles import as_product, make_tile
@@ -198,7 +198,7 @@ class _Sweeps:
         batch = self.batch
         tile = make_tile(batch, self.config, modality, queries, as_product)
         terms = list(self.taus)
-        if not tile.own.cosines:
+        if not own_teachers(tile, self.config).cosines:
             # No teacher of the queries' modality gives these their soft labels.
             without_labels = {"usa"}
             if self.config.soft_label_source == "each":

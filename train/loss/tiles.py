@@ -17,10 +17,9 @@ from cusa.train.loss.batch import (
     normalized,
     products,
 )
-from cusa.train.loss.config import LossConfig
+from cusa.train.loss.config import MODALITIES, LossConfig
 from cusa.train.loss.rules.tile import CosinesOver, Teachers, Tile
 from cusa.train.loss.teacher_inputs import (
-    MODALITIES,
     CrossTeachers,
     TeacherArgument,
     check_teacher_rows,

@@ -32,6 +32,8 @@ def rule_settings(loss: LossConfig) -> dict[str, Any]:
     if loss.cross_teacher_taus:
         taus = [f"{tau:g}" for tau in loss.cross_teacher_taus]
         settings["temperatures of the cross-modal teachers"] = ", ".join(taus)
+    if loss.only_modality is not None:
+        settings["soft labels of"] = f"{loss.only_modality}s alone"
     if loss.top_k is not None:
         settings["soft labels kept"] = loss.top_k
     return settings
@@ -39,9 +41,12 @@ def rule_settings(loss: LossConfig) -> dict[str, Any]:
 
 def soft_label_teachers(loss: LossConfig) -> str:
     """Return the kinds of teachers that give the soft labels of CSA and USA, in words."""
+    uni_modal = "uni-modal"
+    if loss.only_modality is not None:
+        uni_modal += f" {loss.only_modality}"
     if "csa" not in loss.terms or loss.soft_label_source != "cross":
-        return "uni-modal"
-    return "uni-modal and cross-modal" if "usa" in loss.terms else "cross-modal"
+        return uni_modal
+    return f"{uni_modal} and cross-modal" if "usa" in loss.terms else "cross-modal"
 
 
 def temperature_ranges(loss: LossConfig) -> dict[str, str]:

@@ -34,6 +34,7 @@ def guide_config(teacher, margin, relative=False):
 
 
 SIGMOID = DrSigmoidConfig(bias=Bias(-2, -5, 5), teacher_bias=-3)
+GUIDES = ("guide", "self-guide")
 TAUS = {"cross_teacher_taus": (0.2, 0.5), "cross_teacher_weights": (1, 3)}
 CONFIGS = {
     "cwcl": rule_config("cwcl", image_teacher_weights=(1, 2)),
@@ -85,6 +86,22 @@ CONFIGS = {
     "CSA of captions alone": LossConfig(
         terms=("csa",), soft_label_source="text", tau_soft=LEARNED, text_teacher_weights=(2, 1)
     ),
+    "CSA and USA, labels of images": LossConfig(
+        terms=("csa", "usa"), soft_label_modalities=("image",), tau_soft=LEARNED
+    ),
+    "CSA of images, USA of their labels alone": LossConfig(
+        terms=("csa", "usa"),
+        soft_label_modalities=("image",),
+        soft_label_source="image",
+        tau_soft=LEARNED,
+    ),
+    "labels of captions beside a guide by images": LossConfig(
+        terms=("csa", "usa"),
+        soft_label_modalities=("text",),
+        rule="guide",
+        guide=GuideConfig("image", 0.8),
+    ),
+    "cwcl, labels of captions": rule_config("cwcl", soft_label_modalities=("text",)),
     "CSA of fused teachers": LossConfig(
         terms=("csa",), soft_label_source="dot", tau_soft=LEARNED, text_teacher_weights=(2, 1)
     ),
@@ -259,6 +276,8 @@ class Loops:
         hard = self._hard(i)
         logits = [cosine / tau for cosine in student]
         match config.rule:
+            case "cwcl" if own not in config.soft_label_modalities:
+                labels = hard
             case "cwcl":
                 weights = [(s + 1) / 2 for s in self._mean_cosines(own, modality, i)]
                 labels = _greatest([w / sum(weights) for w in weights], config.top_k)
@@ -330,6 +349,8 @@ class Loops:
         own = ("image", "text")[modality]
         source = config.soft_label_source if term == "csa" else "each"
         tau_soft = self._tau("tau_soft", modality)
+        if source == "each" and own not in config.soft_label_modalities:
+            return 0
         if source in ("cross", "image", "text"):
             labels = self._labels(source, modality, i, tau_soft)
         elif source == "each":
@@ -388,11 +409,45 @@ def test_a_rule_equals_explicit_loops(name, queue, method):
             assert got is None or not got.any()
         else:
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
-    if config.rule != "cusa":
+    if not config.terms:
         assert terms.rule == terms.total
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if "guide" in name])
+@METHODS
+@pytest.mark.parametrize("modality", [0, 1])
+def test_labels_of_one_modality_are_those_without_the_other_ones_teacher(modality, method):
+    data = Data()
+    config = LossConfig(rule="cwcl", tau_soft=LEARNED)
+    uni = [None, None]
+    uni[modality] = data.uni[modality]
+    expected = data.run(make_loss(config, method), uni)
+    alone = replace(config, soft_label_modalities=(("image", "text")[modality],))
+    terms, gradients = data.run(make_loss(alone, method))
+    assert terms == expected[0]
+    for got, want in zip(gradients, expected[1], strict=True):
+        assert (got is None and want is None) or torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("soft_label_modalities", {"soft_label_modalities": ()}),
+        ("soft_label_modalities", {"soft_label_modalities": ("text", "text")}),
+        ("soft_label_modalities", {"soft_label_modalities": ("sound",)}),
+        ("soft_label_source", {"soft_label_modalities": ("image",), "soft_label_source": "dot"}),
+        ("soft_label_source", {"soft_label_modalities": ("image",), "soft_label_source": "text"}),
+    ],
+)
+def test_modalities_that_give_no_labels_or_too_few_are_refused(name, settings):
+    with pytest.raises(SettingError) as error:
+        LossConfig(**settings)
+    assert error.value.name == name
+    # Without CSA, its source has no effect.
+    if name == "soft_label_source":
+        LossConfig(terms=("usa",), **settings)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith(GUIDES)])
 def test_a_guide_takes_out_some_false_negatives_and_no_positive(name):
     """Otherwise the comparison with the loops would say nothing."""
     data = Data()
@@ -527,6 +582,11 @@ PAIR = (X, X)
         ({"terms": ("csa",), "soft_label_source": "cross"}, {}, "cross_teachers"),
         (
             {"terms": ("csa",), "soft_label_source": "image"},
+            {"teacher_text": X},
+            "teacher_image",
+        ),
+        (
+            {"rule": "cwcl", "soft_label_modalities": ("image",)},
             {"teacher_text": X},
             "teacher_image",
         ),

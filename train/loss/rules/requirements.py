@@ -19,7 +19,6 @@ ARTICLES: dict[TeacherKind, str] = {
 
 _BOTH: tuple[TeacherKind, ...] = ("image", "text")
 _BY_RULE: dict[RuleName, tuple[TeacherKind, ...]] = {
-    "cwcl": ("image or text",),
     "xclr": ("text",),
     "hycd": ("cross-modal",),
     "dr": ("cross-modal",),
@@ -38,13 +37,14 @@ _BY_GUIDE: dict[str, tuple[TeacherKind, ...]] = {
 def needed_teachers(loss_config: LossConfig) -> dict[TeacherKind, str]:
     """Return the kinds of teachers that a loss needs, and for each who needs it, in words."""
     needs: dict[TeacherKind, str] = {}
+    modalities, setting = _of_soft_labels(loss_config)
     if "usa" in loss_config.terms:
-        needs["image or text"] = "USA"
+        needs.update(dict.fromkeys(modalities, f"USA{setting}"))
     if "csa" in loss_config.terms:
         source = f"CSA with soft_label_source={loss_config.soft_label_source}"
         match loss_config.soft_label_source:
             case "each":
-                needs["image or text"] = "CSA"
+                needs.update(dict.fromkeys(modalities, f"CSA{setting}"))
             case "image" | "text" as modality:
                 needs[modality] = source
             case "cross":
@@ -55,9 +55,32 @@ def needed_teachers(loss_config: LossConfig) -> dict[TeacherKind, str]:
     rule = f"the rule {loss_config.rule}"
     if loss_config.rule == "guide":
         kinds = _BY_GUIDE[loss_config.guide.teacher]
-        rule = f"the rule guide with guide.teacher={loss_config.guide.teacher}"
+        rule += f" with guide.teacher={loss_config.guide.teacher}"
+    if loss_config.rule == "cwcl":
+        kinds = modalities
+        rule += setting
     needs.update(dict.fromkeys(kinds, rule))
     return needs
+
+
+def _of_soft_labels(loss_config: LossConfig) -> tuple[tuple[TeacherKind, ...], str]:
+    """Return whose soft labels a loss uses, and the setting that says so, if it is not both's."""
+    modalities = loss_config.soft_label_modalities
+    if len(modalities) == 1:
+        return modalities, f" with soft_label_modalities=[{modalities[0]}]"
+    return ("image or text",), ""
+
+
+def teachers_read(loss_config: LossConfig) -> set[str]:
+    """Return the kinds of teachers whose rows a loss takes, where there are any.
+
+    Returns:
+        Some of ``"image"``, ``"text"`` and ``"cross-modal"``.
+    """
+    kinds: set[str] = set(needed_teachers(loss_config))
+    if "image or text" in kinds:
+        kinds.update(_BOTH)
+    return kinds & {*_BOTH, "cross-modal"}
 
 
 def missing_teacher(

@@ -13,16 +13,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cusa.train.loss.config import LossConfig, Term
-from cusa.train.loss.rules.tile import HIDDEN, Tile
+from cusa.train.loss.config import MODALITIES, LossConfig, Term
+from cusa.train.loss.rules.tile import HIDDEN, Teachers, Tile
 
 # What CLIP's own temperature is at the end of its training.
 CLIP_TAU = 0.01
 # Logits that are within so many times their dtype's precision (1e-4 in float32) are equal up to the
 # rounding of cosines, divided by a temperature of 0.01.
 _ROUNDINGS = 1000
-# Sources of one modality's teachers, by their place in ``Tile.uni``.
-_OF_ONE_TEACHER = {"image": 0, "text": 1}
+
+
+def own_teachers(
+    tile: Tile,
+    loss_config: LossConfig,
+) -> Teachers:
+    """Return the teachers of the queries' modality; none if ``soft_label_modalities`` lacks it."""
+    if MODALITIES[tile.modality] in loss_config.soft_label_modalities:
+        return tile.uni[tile.modality]
+    return Teachers()
 
 
 def csa_labels(
@@ -43,8 +51,8 @@ def csa_labels(
         return keep_greatest(tile.mean_label_logits(tile.cross, tau_soft), loss_config.top_k)
     if source == "each":
         return usa_labels(tile, loss_config, tau_soft)
-    if source in _OF_ONE_TEACHER:
-        teachers = tile.uni[_OF_ONE_TEACHER[source]]
+    if source in MODALITIES:
+        teachers = tile.uni[MODALITIES.index(source)]
         return keep_greatest(tile.mean_label_logits(teachers, tau_soft), loss_config.top_k)
     return keep_greatest(_fused_logits(tile, source, tau_soft), loss_config.top_k)
 
@@ -56,11 +64,13 @@ def usa_labels(
 ) -> Tensor | None:
     """USA (the same section): CSA's labels of ``"each"``, for comparisons within a modality.
 
-    Without a teacher of the queries' modality, there are none.
+    Without a teacher of the queries' modality, or without this in ``soft_label_modalities``, there
+    are none.
     """
-    if not tile.own.cosines:
+    teachers = own_teachers(tile, loss_config)
+    if not teachers.cosines:
         return None
-    return keep_greatest(tile.mean_label_logits(tile.own, tau_soft), loss_config.top_k)
+    return keep_greatest(tile.mean_label_logits(teachers, tau_soft), loss_config.top_k)
 
 
 def label_slope(
@@ -74,9 +84,9 @@ def label_slope(
     if source == "cross":
         return tile.label_slope(tile.cross, tau_soft)
     if source == "each":
-        return tile.label_slope(tile.own, tau_soft)
-    if source in _OF_ONE_TEACHER:
-        return tile.label_slope(tile.uni[_OF_ONE_TEACHER[source]], tau_soft)
+        return tile.label_slope(own_teachers(tile, loss_config), tau_soft)
+    if source in MODALITIES:
+        return tile.label_slope(tile.uni[MODALITIES.index(source)], tau_soft)
     return -_fused_logits(tile, source, tau_soft)
 
 
@@ -109,13 +119,15 @@ def cwcl_labels(
 
     ``s_ij`` is ``a_i.a_j`` for images as queries, ``b_i.b_j`` for captions. In the paper, one
     pre-trained model weighs its own modality's direction, and the other direction is the usual
-    contrastive loss; so is here a direction without a teacher. Needs an image or a text teacher.
+    contrastive loss; so is here a direction without a teacher, or without its modality in
+    ``soft_label_modalities``. Needs an image or a text teacher.
     The weights are linear in the cosines where ``xclr`` and CSA are exponential: nearly flat,
     unless ``top_k`` cuts them.
     """
-    if not tile.own.cosines:
+    teachers = own_teachers(tile, loss_config)
+    if not teachers.cosines:
         return _log(tile.hard_labels())
-    weights = (tile.own.mean_cosines() + 1) / 2
+    weights = (teachers.mean_cosines() + 1) / 2
     return keep_greatest(tile.hide_absent(_log(weights)), loss_config.top_k)
 
 

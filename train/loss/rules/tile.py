@@ -82,11 +82,6 @@ class Tile(NamedTuple):
     image_ids: Tensor | None = None
     mask: Tensor | None = None
 
-    @property
-    def own(self) -> Teachers:
-        """Return the teachers of the queries' modality."""
-        return self.uni[self.modality]
-
     def hide_absent(self, logits: Tensor) -> Tensor:
         """Hide the empty slots of ``[n, M]`` from every softmax over a row."""
         if self.mask is None:
