@@ -152,7 +152,7 @@ def test_what_is_no_setting_is_refused_in_one_line_by_name(setting, name):
         build_config(parse_settings([setting]))
     assert error.value.name == name
     assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 500
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize(

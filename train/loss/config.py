@@ -239,8 +239,8 @@ class LossConfig:
         modalities = self.soft_label_modalities
         if not modalities or len(set(modalities)) < len(modalities):
             raise SettingError(
-                f"must be [image], [text] or [image, text], got [{', '.join(modalities)}]; for a loss "
-                "without soft labels, pass --loss contrastive",
+                f"must be [image], [text] or [image, text], got [{', '.join(modalities)}]; for a "
+                "loss without soft labels, pass --loss contrastive",
                 name="soft_label_modalities",
             )
         source_needs = _MODALITIES_OF_SOURCE.get(self.soft_label_source, ())
