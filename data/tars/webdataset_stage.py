@@ -12,7 +12,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from cusa.data.store.teacher_choice import optional_teachers
+from cusa.data.store.teacher_choice import (
+    TeacherNames,
+    optional_teachers,
+    pick_cross_teachers,
+)
 from cusa.data.tars.pair_files import PairFile
 from cusa.data.tars.pairs import TEXT_CAPTIONS, name_of_tar
 from cusa.data.tars.samples import TarError
@@ -34,7 +38,7 @@ class _LoadedTar:
             ``[n_images + 1]``.
         left_out: Keys of the samples that are not pairs.
         skipped: Image rows without an embedding of a chosen teacher, or without one for a caption.
-        teachers: Rows of each chosen teacher by its name, ``[n, dim]``.
+        teachers: Rows ``[n, dim]`` of each chosen teacher by its name.
     """
 
     pairs: PairFile
@@ -44,11 +48,42 @@ class _LoadedTar:
     skipped: frozenset[int]
     teachers: Mapping[str, np.ndarray]
 
+    def of(self, name: str, place: int | slice) -> np.ndarray:
+        """Return a copy of a teacher's rows: a view would keep those of the whole tar in memory."""
+        return self.teachers[name][place].copy()
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The names of the teachers whose rows a sample gets.
+
+    Attributes:
+        image: Image teachers.
+        text: Text teachers.
+        cross: Image rows and text rows of each cross-modal teacher; ``None``: samples get no field
+            for them.
+    """
+
+    image: tuple[str, ...]
+    text: tuple[str, ...]
+    cross: tuple[tuple[str, str], ...] | None
+
+    @property
+    def of_images(self) -> list[str]:
+        """Return all names that have a row for each image, each once."""
+        return list(dict.fromkeys([*self.image, *(image for image, _ in self.cross or ())]))
+
+    @property
+    def of_captions(self) -> list[str]:
+        """Return all names that have a row for each caption, each once."""
+        return list(dict.fromkeys([*self.text, *(text for _, text in self.cross or ())]))
+
 
 def with_teachers(
     tar_set: TarSet,
-    image_teacher: str | None = None,
-    text_teacher: str | None = None,
+    image_teacher: TeacherNames = None,
+    text_teacher: TeacherNames = None,
+    cross_teacher: TeacherNames = None,
 ) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
     """Return a webdataset stage that adds the teachers' rows to each sample, by its key.
 
@@ -56,22 +91,33 @@ def with_teachers(
     ``decode`` refuses arrays, and before they are shuffled, as the rows are read tar by tar. A
     sample gets ``"image_teacher"``, ``[dim]``, and ``"text_teacher"``: ``[dim]``, or
     ``[n_captions, dim]`` if captions are a field of the ``.json`` file, without a row for a blank
-    caption. Samples that the set left out, or that a teacher skipped, are dropped.
+    caption. Of several teachers, the field is a tuple in their order. ``"cross_teachers"`` is a
+    tuple of the image row and the text row of each cross-modal teacher. torch's ``default_collate``
+    makes of these what :class:`cusa.CUSALoss` takes. Samples that the set left out, or that a
+    teacher skipped, are dropped.
 
     Args:
         tar_set: The set.
-        image_teacher: The image teacher's name; ``None``: the only one, if there is one.
-        text_teacher: The text teacher's name; ``None``: the only one, if there is one.
+        image_teacher: Name of the image teacher, or names of several; ``None``: the only one, if
+            there is one.
+        text_teacher: Name or names of the text teachers likewise.
+        cross_teacher: Name of the cross-modal teacher, or names of several; an empty list: the
+            set's only one; ``None``: none.
 
     Raises:
         StoreError: If a teacher is to be chosen, or the set has no rows for a tar.
         TarError: If a sample is not in the set, as its tar was changed.
     """
     location = str(tar_set.files)
-    chosen: dict[str, str | None] = {}
-    for modality, name in (("image", image_teacher), ("text", text_teacher)):
-        names = optional_teachers(location, tar_set.teachers, modality, name, f"{modality}_teacher")
-        chosen[modality] = names[0] if names else None
+    teachers = tar_set.teachers
+    cross = None
+    if cross_teacher is not None:
+        cross = pick_cross_teachers(location, teachers, cross_teacher, "cross_teacher")
+    chosen = _Chosen(
+        image=optional_teachers(location, teachers, "image", image_teacher, "image_teacher"),
+        text=optional_teachers(location, teachers, "text", text_teacher, "text_teacher"),
+        cross=cross,
+    )
 
     def add_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
         @lru_cache(_TARS_IN_MEMORY)
@@ -97,30 +143,33 @@ def _tar_of_url(url: str) -> str:
 def _read_tar(
     tar_set: TarSet,
     tar: str,
-    chosen: Mapping[str, str | None],
+    chosen: _Chosen,
 ) -> _LoadedTar:
     pairs = tar_set.pairs(tar)
     first_captions = np.searchsorted(pairs.caption_image, np.arange(len(pairs.keys) + 1))
     teachers: dict[str, np.ndarray] = {}
     skipped: set[int] = set()
-    for modality, teacher in chosen.items():
-        if teacher is None:
-            continue
-        teachers[modality] = tar_set.rows(teacher, tar)
-        is_skipped = np.isnan(teachers[modality][:, 0])
-        skipped_rows = np.flatnonzero(is_skipped)
-        if modality == "text":
-            skipped_rows = pairs.caption_image[skipped_rows]
-        skipped.update(skipped_rows.tolist())
+    for name in chosen.of_images:
+        teachers[name] = tar_set.rows(name, tar)
+        skipped.update(_skipped_rows(teachers[name]).tolist())
+    for name in chosen.of_captions:
+        teachers[name] = tar_set.rows(name, tar)
+        skipped_captions = _skipped_rows(teachers[name])
+        skipped.update(pairs.caption_image[skipped_captions].tolist())
     image_rows = {key: row for row, key in enumerate(pairs.keys)}
     left_out = frozenset(map(itemgetter(0), pairs.left_out))
     return _LoadedTar(pairs, image_rows, first_captions, left_out, frozenset(skipped), teachers)
 
 
+def _skipped_rows(rows: np.ndarray) -> np.ndarray:
+    """Return the numbers of the rows that a teacher skipped, which are NaN."""
+    return np.flatnonzero(np.isnan(rows[:, 0]))
+
+
 def _rows_of_sample(
     rows: _LoadedTar,
     sample: Sample,
-    chosen: Mapping[str, str | None],
+    chosen: _Chosen,
 ) -> Sample | None:
     """Return the teachers' rows of a sample; ``None`` if it is left out."""
     key = sample["__key__"]
@@ -135,12 +184,27 @@ def _rows_of_sample(
         return None
     if image_row in rows.skipped:
         return None
+    start, stop = rows.caption_rows[image_row : image_row + 2].tolist()
+    is_single = rows.pairs.caption_rule == TEXT_CAPTIONS
+    captions = start if is_single else slice(start, stop)
     teacher_rows: Sample = {}
-    if chosen["image"]:
-        teacher_rows["image_teacher"] = rows.teachers["image"][image_row]
-    if chosen["text"]:
-        start, stop = rows.caption_rows[image_row : image_row + 2].tolist()
-        text_rows = rows.teachers["text"][start:stop]
-        is_single = rows.pairs.caption_rule == TEXT_CAPTIONS
-        teacher_rows["text_teacher"] = text_rows[0] if is_single else text_rows
+    if chosen.image:
+        teacher_rows["image_teacher"] = _one_or_several(rows, chosen.image, image_row)
+    if chosen.text:
+        teacher_rows["text_teacher"] = _one_or_several(rows, chosen.text, captions)
+    if chosen.cross is not None:
+        pairs = []
+        for image_name, text_name in chosen.cross:
+            pairs.append((rows.of(image_name, image_row), rows.of(text_name, captions)))
+        teacher_rows["cross_teachers"] = tuple(pairs)
     return teacher_rows
+
+
+def _one_or_several(
+    rows: _LoadedTar,
+    names: tuple[str, ...],
+    place: int | slice,
+) -> np.ndarray | tuple[np.ndarray, ...]:
+    """Return one teacher's rows, or a tuple of several teachers'."""
+    rows_of_teachers = tuple(rows.of(name, place) for name in names)
+    return rows_of_teachers[0] if len(names) == 1 else rows_of_teachers

@@ -64,14 +64,14 @@ def write_tars(folder: Path, n_tars: int, n_pairs: int) -> list[Path]:
     return paths
 
 
-def write_rows(folder, pairs, teacher, modality, skipped=()):
-    """Write the rows of a teacher for a tar."""
+def write_rows(folder, pairs, teacher, modality, skipped=(), scale=1, **transform):
+    """Write the rows of a teacher for a tar; ``scale`` tells them from another teacher's."""
     n_rows = sum(len(r.captions) if modality == "text" else 1 for r in pairs.records)
     # The first number of a row is the row, so that a wrong join shows.
-    rows = np.full((n_rows, DIM), 1 + int(pairs.name), np.float32)
+    rows = np.full((n_rows, DIM), scale * (1 + int(pairs.name)), np.float32)
     rows[:, 0] = np.arange(n_rows)
     rows[list(skipped)] = np.nan
-    own = settings(modality, DIM)
+    own = settings(modality, DIM, transform=transform or {"size": 8})
     header = ShardHeader(teacher, pairs.name, pairs.records.fingerprint, 0, n_rows, own)
     rows = rows.astype(own.dtype) if skipped else stored_rows(rows, own.dtype)
     write_shard(folder, f"{teacher}/{pairs.name}.h5", header, rows, list(skipped))

@@ -1,7 +1,9 @@
 """The files of a tar set: written and read, damaged and exchanged, and joined to webdataset."""
 
 import pytest
+import torch
 import webdataset
+from torch.utils.data import default_collate
 
 from cusa.data.errors import StoreError
 from cusa.data.store.checksum import ChecksumError
@@ -14,6 +16,8 @@ from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from cusa.data.tars.verify import set_aside_in_set, verify_set
 from cusa.data.tars.webdataset_stage import with_teachers
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.cusa_loss import CUSALoss
 from tests.data.tars.tar_files import (
     DIM,
     jpeg,
@@ -229,6 +233,42 @@ def test_a_teacher_is_chosen_among_several(tmp_path, tars):
     with_teachers(tar_set, image_teacher="more")
     with pytest.raises(StoreError):
         tar_set.rows("unknown", "00000")
+
+
+def test_rows_of_several_teachers_and_of_pairs_reach_the_loss(tmp_path, tars):
+    write_set(tmp_path, tars)
+    for tar in tars:
+        pairs = read_pairs_of_tar(tar, "txt", False)
+        write_rows(tmp_path, pairs, "more", "image", scale=2)
+        for modality, scale in (("image", 3), ("text", 4)):
+            name = f"clip-{modality}"
+            write_rows(tmp_path, pairs, name, modality, (1,), scale, cross_teacher="clip")
+    write_manifest(tmp_path, build_manifest(tmp_path))
+    stage = with_teachers(TarSet(tmp_path), ["more", "eyes"], cross_teacher=())
+    samples = webdataset.WebDataset(str(tars[1]), shardshuffle=False).compose(stage)
+    batch = default_collate([*samples])
+    assert batch["__key__"] == ["000004", "000006", "000007"]
+    rows = (*batch["image_teacher"], batch["text_teacher"], *batch["cross_teachers"][0])
+    for rows_of_teacher, scale in zip(rows, (2, 1, 1, 3, 4), strict=True):
+        assert rows_of_teacher.tolist() == [[row, 2 * scale, 2 * scale] for row in (0, 2, 3)]
+
+    features = torch.eye(3)
+    config = LossConfig(rule="dr", image_teacher_weights=(1, 3))
+    terms = CUSALoss(config)(
+        *(features, features, features, features),
+        teacher_image=batch["image_teacher"],
+        teacher_text=batch["text_teacher"],
+        cross_teachers=batch["cross_teachers"],
+    )
+    assert terms.csa > 0
+    assert terms.rule > 0
+
+
+def test_a_set_without_a_cross_modal_teacher_has_none_to_choose(tmp_path, tars):
+    tar_set = write_set(tmp_path, tars)
+    for choice in ({"cross_teacher": ()}, {"image_teacher": ["eyes", "eyes"]}):
+        with pytest.raises(StoreError):
+            with_teachers(tar_set, **choice)
 
 
 def test_a_damaged_file_of_rows_is_refused_when_it_is_read(tmp_path, tars):
