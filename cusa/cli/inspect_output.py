@@ -52,6 +52,10 @@ def _teachers_table(comparison: Comparison) -> Table:
     temperatures = list(comparison.teachers[0].sharpness)
     columns = [f"tau_s {tau:g}" for tau in temperatures]
     table = Table("teacher", "of", *columns, title="all teachers: perplexity of the soft labels")
+    table.caption = (
+        f"perplexity: of {comparison.batch_size:,}; compared on {comparison.n_images:,} images and "
+        f"{comparison.n_captions:,} captions in {comparison.n_batches:,} batches"
+    )
     for teacher in comparison.teachers:
         cells = [teacher.name, KINDS[teacher.kind]]
         for tau in temperatures:

@@ -152,10 +152,18 @@ class Comparison:
     Attributes:
         teachers: The teachers.
         pairs: Each two of them.
+        batch_size: Pairs of an image and a caption in a batch that they are compared on.
+        n_batches: Number of these batches.
+        n_images: Number of images in them.
+        n_captions: Number of captions in them.
     """
 
     teachers: tuple[ComparedTeacher, ...]
     pairs: tuple[TeacherPair, ...]
+    batch_size: int
+    n_batches: int
+    n_images: int
+    n_captions: int
 
 
 # The temperatures among which those that judgements support are sought.

@@ -26,6 +26,10 @@ from cusa.eval.inspection.split_teachers import SplitTeacher
 # The most similar pairs of a batch that count as likely false negatives, in a comparison of
 # teachers whose cosines have different scales.
 _STRONGEST = 0.01
+# Each two teachers are compared on the B^2 cosines of each batch, whose ranks are sorted: bound the
+# batches, whatever those of the training run are.
+MOST_IN_BATCH = 1024
+MOST_PAIRS = 12_800
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,27 @@ def compare_teachers(
     temperatures: Sequence[float],
     advance: Advance,
 ) -> Comparison:
-    """Compare teachers on the first batches of a training run.
+    """Compare teachers on the first batches of a training run, or on the first pairs of these.
+
+    At most :data:`MOST_IN_BATCH` pairs of a batch are compared, and about :data:`MOST_PAIRS` in
+    all: batches are shuffled, so that they are a sample. Rows of no others are read.
 
     Args:
         split: The split, whose pairs have rows of all teachers.
         teachers: The teachers.
-        n_batches: Number of batches to average figures over.
+        n_batches: Greatest number of batches to average figures over.
         temperatures: The temperatures of the soft labels.
         advance: Called with the progress.
     """
+    n_compared = min(split.order.batch_size, MOST_IN_BATCH)
+    n_batches = min(n_batches, math.ceil(MOST_PAIRS / n_compared))
     batches = []
+    all_images: set[int] = set()
+    all_captions: set[int] = set()
     for number, pair_numbers in enumerate(split.batches(n_batches), 1):
-        images, captions = split.pairs.rows(pair_numbers)
+        images, captions = split.pairs.rows(pair_numbers[:n_compared])
+        all_images.update(images.tolist())
+        all_captions.update(captions.tolist())
         similarities = [teacher.similarity(images, captions) for teacher in teachers]
         image_ids = torch.from_numpy(images)
         batches.append(_compare_on_batch(similarities, image_ids, temperatures))
@@ -71,7 +84,14 @@ def compare_teachers(
     pairs = []
     for numbers in itertools.combinations(range(len(teachers)), 2):
         pairs.append(_teacher_pair(teachers, numbers, batches))
-    return Comparison(tuple(compared), tuple(pairs))
+    return Comparison(
+        teachers=tuple(compared),
+        pairs=tuple(pairs),
+        batch_size=n_compared,
+        n_batches=n_batches,
+        n_images=len(all_images),
+        n_captions=len(all_captions),
+    )
 
 
 def _compared_teacher(

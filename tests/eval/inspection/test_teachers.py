@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from scipy.optimize import minimize_scalar
 from cusa.data.errors import DataError, FileFormatError, SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
+from cusa.eval.inspection import teacher_comparison
 from cusa.eval.inspection.results import (
     GREATEST_TEMPERATURE,
     LEAST_TEMPERATURE,
     Settings,
 )
 from cusa.eval.inspection.soft_labels import format_temperature, inspect
+from cusa.eval.inspection.split_teachers import SplitTeacher
 from cusa.eval.inspection.teacher_comparison import seen_by_one
 from tests.helpers import (
     Fault,
@@ -182,6 +185,32 @@ def test_beyond_the_temperatures_that_are_tried_there_is_a_bound(tmp_path, favou
     assert fitted.tau == fitted.low == fitted.high == ends[bound]
     assert format_temperature(fitted.tau).startswith(bound)
     assert format_temperature(1.0) == "1"
+
+
+def test_the_comparison_reads_a_sample_that_the_split_and_the_batches_do_not_enlarge(
+    index, monkeypatch
+):
+    monkeypatch.setattr(teacher_comparison, "MOST_IN_BATCH", 10)
+    monkeypatch.setattr(teacher_comparison, "MOST_PAIRS", 25)
+    n_read = Counter()
+    similarity = SplitTeacher.similarity
+
+    def counted(self, images, captions):
+        n_read[self.name] += len(images)
+        return similarity(self, images, captions)
+
+    monkeypatch.setattr(SplitTeacher, "similarity", counted)
+    chosen = {"image_teacher": "vision", "text_teacher": "words"}
+    comparisons = []
+    for seed in (0, 0, 1):
+        settings_ = Settings(**{**SMALL, "batches": 20}, **chosen, seed=seed)
+        comparisons.append(inspect(EmbeddingStore(index), settings_).comparison)
+    assert set(n_read.values()) == {3 * 30}
+    first, again, other = comparisons
+    assert first == again
+    assert first.pairs != other.pairs
+    assert (first.batch_size, first.n_batches) == (10, 3)
+    assert 15 <= first.n_images < first.n_captions <= 30
 
 
 @pytest.mark.parametrize("seed", range(3))
