@@ -22,6 +22,7 @@ from cusa.data.store.teacher_choice import (
 )
 from cusa.train.config import Config, DataConfig
 from cusa.train.loss.config import MODALITIES, LossConfig
+from cusa.train.loss.rules.registry import RULES
 from cusa.train.loss.rules.requirements import (
     ARTICLES,
     missing_teacher,
@@ -32,9 +33,6 @@ from cusa.train.loss.rules.soft_labels import CLIP_TAU
 from cusa.train.saving.provenance import StoredTeacher
 from cusa.train.stores import Store
 from cusa.train.teacher_set import TeacherSet
-
-# Rules whose targets are a cross-modal teacher's own distributions, at its own temperature.
-_RULES_WITH_LOGITS = ("hycd", "dr", "dr-sigmoid")
 
 
 def require_teachers(loss: LossConfig, store: Store) -> None:
@@ -178,7 +176,8 @@ def with_logits_of(
     Raises:
         SettingError: If the rule needs a bias, and the store has none that is that of all.
     """
-    if loss.rule not in _RULES_WITH_LOGITS:
+    rule = RULES.get(loss.rule)
+    if rule is None or not rule.takes_logits:
         return loss
     taus: list[float] = []
     scales = list(map(logit_scale, cross_rows))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TextFeature = Literal["text_embeds", "pooler", "mean"]
 
@@ -27,3 +31,28 @@ def text_feature(config: Any) -> TextFeature:
     if config.model_type in _TOWERS:
         return "pooler"
     return "mean"
+
+
+def text_embedding(
+    model: Any,
+    feature: TextFeature,
+    inputs: Mapping[str, Tensor],
+) -> Tensor:
+    """Run a text model of transformers, and return its embeddings: float ``[n, dim]``.
+
+    Args:
+        model: The model.
+        feature: The part of its output, of :func:`text_feature`.
+        inputs: Its inputs; the mean over the tokens is that of those in ``"attention_mask"``.
+    """
+    output = model(**inputs)
+    embedding: Tensor
+    match feature:
+        case "text_embeds":
+            embedding = output.text_embeds
+        case "pooler":
+            embedding = output.pooler_output
+        case "mean":
+            weights = inputs["attention_mask"][..., None].to(output.last_hidden_state.dtype)
+            embedding = (output.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
+    return embedding

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cusa.data.encoders.sentence_models import counts_tokens
-from cusa.data.encoders.text_towers import text_feature
+from cusa.data.encoders.text_towers import text_embedding, text_feature
 from cusa.data.errors import WEIGHTS, TeacherError
 from cusa.data.hub import has_file, locate
 from cusa.data.pretrained import lacking, load_config, load_embedding_model
@@ -51,13 +51,8 @@ def load_tower(source: str, model_id: str, device: str, batch_size: int | None) 
             raise TeacherError(lacking(source, missing), location=WEIGHTS, name=source)
         tokenizer = load_tokenizer(files, TeacherError)
         model = model.eval().to(device)
-    is_projected = type(model).__name__.endswith("WithProjection")
-
-    def encode(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        output = model(**inputs)
-        return output.text_embeds if is_projected else output.pooler_output
-
-    feature = "text_embeds" if is_projected else "pooler"
+    feature = text_feature(model.config)
+    encode = partial(text_embedding, model, feature)
     tower = tower_teacher(model, tokenizer, encode, source, feature, batch_size)
     return replace(tower, model_id=model_id, weights_sha256=weights_digest(model))
 

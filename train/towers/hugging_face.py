@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cusa.data.encoders.text_towers import text_feature
+from cusa.data.encoders.text_towers import text_embedding, text_feature
 from cusa.data.encoders.vision_encoder import (
     FEATURE_OF_POOLING,
     PIXELS,
@@ -139,13 +139,7 @@ def _text_trunk(
     _refuse_lacking(source, missing)
 
     def encode(inputs: NamedInputs) -> torch.Tensor:
-        output = model(**inputs)
-        if feature == "text_embeds":
-            return output.text_embeds
-        if feature == "pooler":
-            return output.pooler_output
-        weights = inputs["attention_mask"][..., None].to(output.last_hidden_state.dtype)
-        return (output.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
+        return text_embedding(model, feature, inputs)
 
     return Trunk(encode, model, type(model).__name__, source)
 
