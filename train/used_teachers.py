@@ -166,8 +166,7 @@ def with_logits_of(
 ) -> LossConfig:
     """Fill in the temperatures and the bias of cross-modal teachers' logits that the store records.
 
-    Those of the settings come first. For CSA, none are filled in: there, ``tau_soft`` is the
-    default. (Beside such a rule, CSA of cross-modal teachers has the rule's.)
+    Those of the settings come first. CSA has none of them: it has ``tau_soft``.
 
     Args:
         loss: Settings of the loss.

@@ -146,8 +146,8 @@ class LossConfig:
             ``tau_soft``, or that of the rule, for each.
         text_teacher_taus: Temperatures of the text teachers' soft labels, constants; empty:
             ``tau_soft``, or that of the rule, for each.
-        cross_teacher_taus: The temperatures that the cross-modal teachers were trained with, such
-            as CLIP's 0.01; empty: 0.01 for each in a rule, ``tau_soft`` in CSA.
+        cross_teacher_taus: The temperatures that the cross-modal teachers were trained with, for
+            rules that take their logits; empty: CLIP's 0.01 for each. CSA has ``tau_soft``.
         csa_divergence: How CSA compares distributions: ``"kl"`` or ``"cross_entropy"``.
         usa_divergence: How USA compares distributions: ``"kl"`` or ``"cross_entropy"``.
         csa_scaling: Scaling of CSA's cross entropy; ignored for KL.
@@ -225,6 +225,7 @@ class LossConfig:
                 name="features.interactive_weight",
             )
         self._check_modalities()
+        self._check_cross_teacher_taus()
         for modality in MODALITIES:
             name = f"{modality}_teacher_taus"
             if getattr(self, name) and self.teacher_mean == "similarities":
@@ -251,6 +252,16 @@ class LossConfig:
                 f"[{', '.join(modalities)}]; set soft_label_source to each, {modalities[0]} or "
                 "cross, or soft_label_modalities to [image, text]",
                 name="soft_label_source",
+            )
+
+    def _check_cross_teacher_taus(self) -> None:
+        """Refuse temperatures of cross-modal teachers for a loss whose CSA alone has these."""
+        has_cross_csa = "csa" in self.terms and self.soft_label_source == "cross"
+        if self.cross_teacher_taus and has_cross_csa and self.rule == "cusa":
+            raise SettingError(
+                "are the temperatures of rules that take teachers' logits, and loss.rule=cusa is "
+                "none; CSA with soft_label_source=cross has tau_soft, as with other sources",
+                name="cross_teacher_taus",
             )
 
     @property

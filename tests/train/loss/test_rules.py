@@ -68,8 +68,8 @@ CONFIGS = {
         "features", teacher_mean="similarities", image_teacher_weights=(3, 1)
     ),
     "CSA of pairs": LossConfig(terms=("csa",), soft_label_source="cross", tau_soft=LEARNED),
-    "CSA of pairs, own temperatures": LossConfig(
-        terms=("csa",), soft_label_source="cross", tau_soft=LEARNED, **TAUS
+    "CSA of pairs beside a rule with temperatures of the same": LossConfig(
+        terms=("csa",), soft_label_source="cross", tau_soft=LEARNED, rule="dr", **TAUS
     ),
     "CSA and USA of several": LossConfig(
         terms=("csa", "usa"), tau_soft=LEARNED, image_teacher_weights=(1, 4)
@@ -221,12 +221,14 @@ class Loops:
             for j in range(len(self.present))
         ]
 
-    def _labels(self, kind, modality, i, tau):
+    def _labels(self, kind, modality, i, tau, in_csa=False):
         if self.config.teacher_mean == "similarities" and kind != "cross":
             mean = self._mean_cosines(kind, modality, i)
             return _greatest(_softmax([cosine / tau for cosine in mean]), self.config.top_k)
         cosines = self._cosines(kind, modality, i)
         taus = getattr(self.config, f"{kind}_teacher_taus") or [tau] * len(cosines)
+        if kind == "cross" and in_csa:
+            taus = [tau] * len(cosines)
         weights = self._weights(kind, len(cosines))
         each = [
             _softmax([cosine / own_tau for cosine in row])
@@ -352,7 +354,7 @@ class Loops:
         if source == "each" and own not in config.soft_label_modalities:
             return 0
         if source in ("cross", "image", "text"):
-            labels = self._labels(source, modality, i, tau_soft)
+            labels = self._labels(source, modality, i, tau_soft, in_csa=True)
         elif source == "each":
             labels = self._labels(own, modality, i, tau_soft)
         else:
@@ -631,6 +633,7 @@ def test_rows_that_a_rule_lacks_or_cannot_use_are_refused(settings, rows, name):
         ({"top_k": 0}, "top_k"),
         ({"text_teacher_weights": (1, 0)}, "text_teacher_weights"),
         ({"cross_teacher_taus": (0.0,)}, "cross_teacher_taus"),
+        ({"cross_teacher_taus": (0.1,), "soft_label_source": "cross"}, "cross_teacher_taus"),
         ({"image_teacher_taus": (0.1,), "teacher_mean": "similarities"}, "image_teacher_taus"),
         ({"hycd": {"alpha": 1.1}}, "hycd.alpha"),
         (

@@ -43,12 +43,13 @@ def csa_labels(
     ``s_ij`` is ``a_i.a_j`` for images as queries and ``b_i.b_j`` for captions, one of them for
     both, both fused, or ``a_i.b_j`` of cross-modal teachers, by ``soft_label_source``. Needs the
     teacher of the queries' modality, or the one that is named; ``"add"`` and ``"dot"`` both;
-    ``"cross"`` a cross-modal teacher, which makes it ``dr`` with a temperature of its own for the
-    student. ``"text"`` is ``xclr`` with such a temperature.
+    ``"cross"`` a cross-modal teacher, which makes it ``dr`` with temperatures of its own for the
+    labels and the student. ``"text"`` is ``xclr`` with one for the student.
     """
     source = loss_config.soft_label_source
     if source == "cross":
-        return keep_greatest(tile.mean_label_logits(tile.cross, tau_soft), loss_config.top_k)
+        logits = tile.mean_label_logits(_at_own_tau(tile.cross), tau_soft)
+        return keep_greatest(logits, loss_config.top_k)
     if source == "each":
         return usa_labels(tile, loss_config, tau_soft)
     if source in MODALITIES:
@@ -82,12 +83,17 @@ def label_slope(
     """Return ``tau_soft`` times the derivative of CSA's or USA's logits by it: ``[n, M]``."""
     source = loss_config.soft_label_source if term == "csa" else "each"
     if source == "cross":
-        return tile.label_slope(tile.cross, tau_soft)
+        return tile.label_slope(_at_own_tau(tile.cross), tau_soft)
     if source == "each":
         return tile.label_slope(own_teachers(tile, loss_config), tau_soft)
     if source in MODALITIES:
         return tile.label_slope(tile.uni[MODALITIES.index(source)], tau_soft)
     return -_fused_logits(tile, source, tau_soft)
+
+
+def _at_own_tau(cross_teachers: Teachers) -> Teachers:
+    """Return cross-modal teachers without the temperatures of their logits, which are a rule's."""
+    return cross_teachers._replace(taus=())
 
 
 def _fused_logits(
