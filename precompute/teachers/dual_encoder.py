@@ -75,6 +75,7 @@ def load_half(
         half,
         model_id=model_id,
         weights_sha256=model.weights_sha256,
+        source=source,  # which may be another path of the same folder than that of the load
         transform=transform,
         batch_size=batch_size or own_default,
     )

@@ -17,7 +17,7 @@ from cusa.data.tars.tar_set import TarSet
 from cusa.precompute.teachers import dual_encoder
 from cusa.precompute.teachers.cross_modal import parse_teachers
 from cusa.train.saving.run_dir import load_run
-from tests.data.tars.tar_files import write_tars
+from tests.data.tars.tar_files import contents, write_tars
 from tests.helpers import (
     ADAPTER,
     make_pairs,
@@ -26,6 +26,7 @@ from tests.helpers import (
     make_tiny_vit,
     run_fault,
     run_ok,
+    run_ranks,
     settings,
     unit_rows,
 )
@@ -168,6 +169,24 @@ def test_stage_one_and_the_audit_go_on_with_what_is_stored(index, folder, manife
     out = run_ok("precompute", "--dataset", manifest, *teacher, "--out", index, *AS_WRITTEN)
     assert "clip-image" in out
     run_ok("store", "audit", index)
+
+
+def test_ranks_and_parts_of_a_run_give_the_bytes_of_one_process(folder, manifest, tmp_path):
+    teacher = ("--teacher", f"clip:{folder / 'clip'}", "--batch-size", 2)
+    args = ("--dataset", manifest, *teacher, "--shard-rows", 5, *AS_WRITTEN, "--out")
+    one, ranks, parts = (tmp_path / name / "store.h5" for name in ("one", "ranks", "parts"))
+    run_ok("precompute", *args, one)
+    expected = contents(one.parent / "store")
+    assert len([path for path in expected if path.startswith("clip-text")]) > 1
+    completed = run_ranks(2, "precompute", *map(str, (*args, ranks)))
+    assert completed.returncode == 0, completed.stderr
+    assert contents(ranks.parent / "store") == expected
+
+    n_shards = len([path for path in expected if path.endswith(".h5")])
+    for first, stop in ((2, n_shards), (0, 2)):
+        run_ok("precompute", *args, parts, "--shard-range", f"{first}:{stop}")
+    run_ok("store", "merge", parts, *parts.parent.glob("store.part-[0-9]*.h5"))
+    assert contents(parts.parent / "store") == expected
 
 
 def test_tars(folder, tmp_path):

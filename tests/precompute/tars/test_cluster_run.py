@@ -19,7 +19,7 @@ from cusa.data.tars.origin import ORIGIN, SetOrigin
 from cusa.data.tars.samples import TarError
 from cusa.precompute.tars import cluster_run, maker, ray_cluster, tar_actor
 from tests.data.tars.tar_files import contents, write_tars
-from tests.helpers import run, run_failure, run_ok
+from tests.helpers import make_tiny_clip, run, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
 
 N_TARS = 4
@@ -106,6 +106,15 @@ def test_files_are_those_of_the_local_engine(tmp_path, command, cluster, expecte
     assert output.count("note: vit: ") == 1
     assert contents(tmp_path / "set") == expected
     assert set(cluster.attempts.values()) == {1}
+
+
+def test_both_halves_of_a_cross_modal_teacher_are_made_by_actors(tmp_path, tars, cluster):
+    make_tiny_clip(tmp_path / "clip")
+    args = ("--dataset", "tars", "--batch-size", 2, "--teacher", "clip:clip", "--out")
+    run_ok("precompute", *args, "local")
+    run_ok("precompute", *args, "set", "--engine", "ray", "--ray-address", "auto")
+    assert contents(tmp_path / "set") == contents(tmp_path / "local")
+    assert (tmp_path / "set" / "clip-text" / "00003.h5").is_file()
 
 
 def test_a_manifest_is_made_of_finished_tars(tmp_path, command, cluster, expected):
