@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ _SCORES = (
     "t2i_r10",
     "rsum",
 )
+# A comma that separates values of an axis, and not those of a list, [image,text].
+_COMMA = re.compile(r",(?![^\[\]]*\])")
 _Scores = dict[str, dict[str, float]]  # by student ("best" or "last"), then by name
 _Values = tuple[tuple[str, str], ...]  # by axis
 
@@ -47,7 +50,8 @@ class Cell:
         """Return the name of the run's folder."""
         axis_names = []
         for axis, value in self.values.items():
-            axis_names.append(f"{axis}-{file_name(value)}")
+            without_brackets = value.strip("[]") or value
+            axis_names.append(f"{axis}-{file_name(without_brackets)}")
         return "_".join(axis_names)
 
     @property
@@ -93,7 +97,7 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
 def _parse_axis(axis: str) -> tuple[str, list[str]]:
     """Return the name and the values of an axis."""
     name, equals, values_text = axis.partition("=")
-    values = values_text.split(",")
+    values = _COMMA.split(values_text)
     if not equals or not all(values):
         raise SettingError(
             f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2",

@@ -25,6 +25,15 @@ def test_a_grid_is_every_combination_the_last_axis_fastest():
     }
 
 
+def test_values_of_a_list():
+    axis = "loss.soft_label_modalities"
+    cells = parse_grid([f"{axis}=[image],[image,text]", "loss.terms=[usa],[csa, usa]"])
+    names = ("image", "image-text")
+    assert [c.name for c in cells[::2]] == [f"{axis}-{name}_loss.terms-usa" for name in names]
+    loss = {"soft_label_modalities": ["image", "text"], "terms": ["csa", "usa"]}
+    assert cells[3].settings == {"loss": loss}
+
+
 @pytest.mark.parametrize(
     "axes",
     [
