@@ -48,13 +48,13 @@ class _LoadedTar:
     skipped: frozenset[int]
     teachers: Mapping[str, np.ndarray]
 
-    def of(self, name: str, place: int | slice) -> np.ndarray:
+    def copied(self, name: str, place: int | slice) -> np.ndarray:
         """Return a copy of a teacher's rows: a view would keep those of the whole tar in memory."""
         return self.teachers[name][place].copy()
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _ChosenTeachers:
     """The names of the teachers whose rows a sample gets.
 
     Attributes:
@@ -113,7 +113,7 @@ def with_teachers(
     cross = None
     if cross_teacher is not None:
         cross = pick_cross_teachers(location, teachers, cross_teacher, "cross_teacher")
-    chosen = _Chosen(
+    chosen = _ChosenTeachers(
         image=optional_teachers(location, teachers, "image", image_teacher, "image_teacher"),
         text=optional_teachers(location, teachers, "text", text_teacher, "text_teacher"),
         cross=cross,
@@ -143,7 +143,7 @@ def _tar_of_url(url: str) -> str:
 def _read_tar(
     tar_set: TarSet,
     tar: str,
-    chosen: _Chosen,
+    chosen: _ChosenTeachers,
 ) -> _LoadedTar:
     pairs = tar_set.pairs(tar)
     first_captions = np.searchsorted(pairs.caption_image, np.arange(len(pairs.keys) + 1))
@@ -169,7 +169,7 @@ def _skipped_rows(rows: np.ndarray) -> np.ndarray:
 def _rows_of_sample(
     rows: _LoadedTar,
     sample: Sample,
-    chosen: _Chosen,
+    chosen: _ChosenTeachers,
 ) -> Sample | None:
     """Return the teachers' rows of a sample; ``None`` if it is left out."""
     key = sample["__key__"]
@@ -195,7 +195,7 @@ def _rows_of_sample(
     if chosen.cross is not None:
         pairs = []
         for image_name, text_name in chosen.cross:
-            pairs.append((rows.of(image_name, image_row), rows.of(text_name, captions)))
+            pairs.append((rows.copied(image_name, image_row), rows.copied(text_name, captions)))
         teacher_rows["cross_teachers"] = tuple(pairs)
     return teacher_rows
 
@@ -206,5 +206,5 @@ def _one_or_several(
     place: int | slice,
 ) -> np.ndarray | tuple[np.ndarray, ...]:
     """Return one teacher's rows, or a tuple of several teachers'."""
-    rows_of_teachers = tuple(rows.of(name, place) for name in names)
+    rows_of_teachers = tuple(rows.copied(name, place) for name in names)
     return rows_of_teachers[0] if len(names) == 1 else rows_of_teachers
