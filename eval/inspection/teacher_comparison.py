@@ -60,20 +60,33 @@ def compare_teachers(
         temperatures: The temperatures of the soft labels.
         advance: Called with the progress.
     """
-    n_compared = min(split.order.batch_size, MOST_IN_BATCH)
-    n_batches = min(n_batches, math.ceil(MOST_PAIRS / n_compared))
+    n_in_batch = min(split.order.batch_size, MOST_IN_BATCH)
+    n_batches = min(n_batches, math.ceil(MOST_PAIRS / n_in_batch))
+    pair_numbers = [batch[:n_in_batch] for batch in split.batches(n_batches)]
     batches = []
-    all_images: set[int] = set()
-    all_captions: set[int] = set()
-    for number, pair_numbers in enumerate(split.batches(n_batches), 1):
-        images, captions = split.pairs.rows(pair_numbers[:n_compared])
-        all_images.update(images.tolist())
-        all_captions.update(captions.tolist())
+    for number, numbers_in_batch in enumerate(pair_numbers, 1):
+        images, captions = split.pairs.rows(numbers_in_batch)
         similarities = [teacher.similarity(images, captions) for teacher in teachers]
         image_ids = torch.from_numpy(images)
         batches.append(_compare_on_batch(similarities, image_ids, temperatures))
         advance("comparison", number, n_batches)
 
+    images, captions = split.pairs.rows(np.concatenate(pair_numbers))
+    return Comparison(
+        teachers=_compared_teachers(teachers, batches, temperatures),
+        pairs=_teacher_pairs(teachers, batches),
+        batch_size=n_in_batch,
+        n_batches=n_batches,
+        n_images=len(np.unique(images)),
+        n_captions=len(np.unique(captions)),
+    )
+
+
+def _compared_teachers(
+    teachers: Sequence[SplitTeacher],
+    batches: Sequence[_BatchComparison],
+    temperatures: Sequence[float],
+) -> tuple[ComparedTeacher, ...]:
     compared = []
     for number, teacher in enumerate(teachers):
         by_tau = {}
@@ -81,17 +94,17 @@ def compare_teachers(
             figures = [batch.sharpness[number, tau] for batch in batches]
             by_tau[tau] = mean_figures(figures)
         compared.append(_compared_teacher(teacher, by_tau))
+    return tuple(compared)
+
+
+def _teacher_pairs(
+    teachers: Sequence[SplitTeacher],
+    batches: Sequence[_BatchComparison],
+) -> tuple[TeacherPair, ...]:
     pairs = []
     for numbers in itertools.combinations(range(len(teachers)), 2):
         pairs.append(_teacher_pair(teachers, numbers, batches))
-    return Comparison(
-        teachers=tuple(compared),
-        pairs=tuple(pairs),
-        batch_size=n_compared,
-        n_batches=n_batches,
-        n_images=len(all_images),
-        n_captions=len(all_captions),
-    )
+    return tuple(pairs)
 
 
 def _compared_teacher(
