@@ -451,6 +451,25 @@ def test_adapters_in_one_tower_of_a_dual_encoder(models, modality):
             assert "lora_" not in name
 
 
+def test_beside_adapters_a_tower_of_convolutions_keeps_all_else(tmp_path):
+    """Statistics of BatchNorm, too: the model is the pretrained one and its adapters."""
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
+    save_vision(tmp_path, "ResNetModel", "ResNetConfig", **sizes)
+    adapters = {"towers": ("image",), "targets": ".*convolution"}
+    config = StudentConfig(image=f"hf:{tmp_path}", text="stored", embed_dim=8, lora=adapters)
+    student, towers = build_student(config, {"text": 4})
+    trunk = towers.image.trunk
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+    student.train()
+    optimizer = torch.optim.SGD(trunk.parameters(), 0.1)
+    trunk(towers.image.preparation.pixels(pictures())).square().sum().backward()
+    optimizer.step()
+    after = trunk.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed
+    assert all("lora_" in name for name in changed)
+
+
 def test_exported_adapters_are_in_the_weights(store, models, tmp_path):
     """Whoever loads the export needs no peft."""
     towers = ("--student", models["clip"], "--set", "student.lora.towers=[image,text]")
