@@ -2,9 +2,12 @@
 CPU's. Nothing depends on the time that it takes.
 """
 
+import gc
 import os
+import sys
 
 import hypothesis
+import pytest
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,3 +17,20 @@ hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("untimed")
+
+
+_MANY_MODULES = 50
+_n_exempted_modules = 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _exempt_imported_modules():
+    """Exempt what has been imported so far from garbage collection.
+
+    That is half a million objects, which ``cusa-eval`` would walk whenever it releases a model.
+    """
+    global _n_exempted_modules
+    if len(sys.modules) > _n_exempted_modules + _MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        _n_exempted_modules = len(sys.modules)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,19 +43,24 @@ def write_page(path: Path, template: str, image_paths: Iterable[Path], **values:
             thumbnails[number] = data_uri
     n_unreadable = len(different_paths) - len(pictures)
 
-    environment = jinja2.Environment(
+    page = _environment().get_template(template)
+    html = page.render(pictures=pictures, thumbnails=thumbnails, unreadable=n_unreadable, **values)
+    # File names may hold lone surrogates, which UTF-8 cannot encode.
+    with atomic_file(path) as temporary:
+        temporary.write_text(html, "utf-8", "replace")
+    return n_unreadable
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Return the environment of this room's templates, which keeps those that it has compiled."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("cusa.eval.report", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template)
-    html = page.render(pictures=pictures, thumbnails=thumbnails, unreadable=n_unreadable, **values)
-    # File names may hold lone surrogates, which UTF-8 cannot encode.
-    with atomic_file(path) as temporary:
-        temporary.write_text(html, "utf-8", "replace")
-    return n_unreadable
 
 
 def thumbnail(path: Path) -> str | None:

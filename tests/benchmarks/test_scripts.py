@@ -5,7 +5,6 @@ of the times.
 import importlib
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import cusa
 from cusa.data.store.reader import EmbeddingStore
 from tests.data.tars.tar_files import write_set, write_tars
 from tests.eval.tiny import make_sts
+from tests.fork_server import run_script
 from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, make_tiny_vit
 
 # webdataset leaves the tars open that set_reading reads with it.
@@ -89,8 +89,7 @@ def test_a_script_runs_in_its_smoke_form(name, load, inputs, tmp_path):
         out = tmp_path / f"{number}.json"
         arguments = [*shlex.split(line.format(**inputs)), "--out", str(out)]
         if name in FORKING:
-            command = [sys.executable, BENCHMARKS / f"{name}.py", *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            done = run_script(BENCHMARKS / f"{name}.py", *arguments, cwd=BENCHMARKS.parent)
             assert done.returncode == 0, done.stdout + done.stderr
         else:
             done = CliRunner().invoke(script.main, arguments, catch_exceptions=False)

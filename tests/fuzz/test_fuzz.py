@@ -3,32 +3,26 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from cusa.data.errors import DataError
+from tests.fork_server import run_script
 from tests.fuzz.harness import ONE_LINE, RIGHT, Limits, Target, mutated, run_target
 from tests.fuzz.mutations import truncate
 from tests.fuzz.targets import all_targets
 
 _CASES = 300
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_few_mutations_of_every_kind_of_file(tmp_path):
     """In a process of its own, as by hand: it forks, and this one has threads."""
-    command = [sys.executable, "-m", "tests.fuzz", "--cases", _CASES, "--seed", 1, "--jobs", 2]
-    command += ["--out", tmp_path / "fuzz.json", "--keep", tmp_path / "kept"]
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ["--cases", _CASES, "--seed", 1, "--jobs", 2]
+    arguments += ["--out", tmp_path / "fuzz.json", "--keep", tmp_path / "kept"]
+    done = run_script("tests.fuzz", *arguments, cwd=ROOT)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     results = json.loads((tmp_path / "fuzz.json").read_text())
     assert set(results["targets"]) == set(all_targets())
@@ -117,9 +111,6 @@ def test_a_case_is_the_same_whenever_it_is_made(tmp_path):
 
 
 def test_one_case_is_run_by_its_number(tmp_path):
-    command = [sys.executable, "-m", "tests.fuzz", "--only", "ids/json", "--case", "7"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
-    )
+    done = run_script("tests.fuzz", "--only", "ids/json", "--case", 7, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "1 cases" in done.stdout

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.reading import ImageReader
 from cusa.precompute.teachers import TeacherRequest
 from cusa.precompute.teachers.base import Teacher
+from tests.fork_server import run_script
 from tests.helpers import (
     Fault,
     ForkedCommand,
@@ -142,23 +144,14 @@ def test_more_ranks_than_shards(tmp_path, manifest, teachers):
 
 def test_ranks_with_different_weights_are_refused(tmp_path, manifest, teachers):
     """Another machine with another copy of a model."""
-    code = (
-        "import os, sys, torch\nfrom cusa.precompute.teachers.base import Teacher\n"
-        "if os.environ['RANK'] == '1':\n"
-        "    plain = Teacher.settings\n"
-        "    def other(self, *args):\n"
-        "        import dataclasses\n"
-        "        return dataclasses.replace(plain(self, *args), weights_sha256='1' * 64)\n"
-        "    Teacher.settings = other\n"
-        f"from cusa.cli.precompute import main\n"
-        f"main({_args(manifest, teachers, tmp_path / 'store.h5')!r})\n"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
-    completed = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
-    )
+
+    def patch():
+        if os.environ["RANK"] == "1":
+            plain = Teacher.settings
+            Teacher.settings = lambda *args: replace(plain(*args), weights_sha256="1" * 64)
+
+    args = _args(manifest, teachers, tmp_path / "store.h5")
+    completed = run_ranks(2, "precompute", *args, patch=patch)
     assert completed.returncode != 0
     assert "teacher 'vit' is not the same in rank 0: weights_sha256 ('1111" in completed.stderr
 
@@ -381,19 +374,20 @@ def test_a_small_shm_is_enough_for_every_reader(tmp_path, manifest, teachers):
         ["train", "--embeddings", store, "--student", model, "--run-dir", run_dir, "--epochs", "1"],
         ["eval", "--run", run_dir, "--split", "val", "--bootstrap", "0"],
     ]
-    small_shm = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    code = "from tests.helpers import COMMANDS\n"
     for command in commands:
-        arguments = [*map(str, command), "--workers", "2", "--batch-size", "6"]
-        code = f"from tests.helpers import COMMANDS; COMMANDS[{arguments[0]!r}]({arguments[1:]!r})"
-        completed = subprocess.run(
-            ["unshare", "-m", "sh", "-c", small_shm, "sh", sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=ROOT,
-            check=False,
-        )
-        assert completed.returncode == 0, completed.stderr
+        arguments = [*map(str, command[1:]), "--workers", "2", "--batch-size", "6"]
+        code += f"COMMANDS[{command[0]!r}].main({arguments!r}, standalone_mode=False)\n"
+    small_shm = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    completed = subprocess.run(
+        ["unshare", "-m", "sh", "-c", small_shm, "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_a_part_may_have_only_skipped_rows(tmp_path, teachers):
@@ -495,19 +489,8 @@ def test_a_note_tells_that_the_disk_is_too_small(tmp_path, manifest, teachers, m
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 6), (2, 3)])
 def test_killed_anywhere_a_rerun_gives_the_same_bytes(ranks, kills):
     """The short form of benchmarks/crash.py."""
-    command = [
-        sys.executable,
-        "benchmarks/crash.py",
-        "--kills",
-        str(kills),
-        "--ranks",
-        str(ranks),
-        "--seed",
-        "1",
-    ]
-    completed = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300
-    )
+    options = ["--kills", kills, "--ranks", ranks, "--seed", 1]
+    completed = run_script(ROOT / "benchmarks" / "crash.py", *options, cwd=ROOT)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     results = json.loads(completed.stdout[completed.stdout.index("{") :])
     assert results["identical"] == results["kills"] == kills
@@ -584,8 +567,6 @@ def test_plan_prints_and_writes_nothing(tmp_path, manifest, teachers, monkeypatc
 
 
 def test_audit_finds_rows_that_the_teacher_does_not_give(tmp_path, manifest, teachers):
-    from dataclasses import replace
-
     from cusa.data.store.index import read_index, write_index
     from cusa.data.store.shards import read_shard, write_shard
 

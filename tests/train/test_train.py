@@ -560,29 +560,18 @@ def test_an_image_that_vanished_is_named(pairs, tmp_path):
 def test_the_training_process_loads_no_teacher(pairs, tmp_path):
     """In a fresh process, for both students; of the evaluation, it loads exact ranks alone."""
     _, store, clip = pairs
+    code = "import sys\nfrom cusa.cli.train import main\n"
     for student, more in (("adapter", ["--set", "student.embed_dim=8"]), (str(clip), [])):
-        args = [
-            "--embeddings",
-            store,
-            "--student",
-            student,
-            "--run-dir",
-            tmp_path / f"{student[-4:]}",
-            *more,
-        ]
-        args = [str(a) for a in [*args, "--epochs", 1, "--batch-size", 6]]
-        code = (
-            "import sys\nfrom cusa.cli.train import main\n"
-            f"try:\n    main({args!r})\n"
-            "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
-            "teachers = ('sentence_transformers', 'efficientnet', 'cusa.precompute', 'cusa.eval')\n"
-            "loaded = [m for m in sys.modules if m.startswith(teachers)]\n"
-            "loaded = [m for m in loaded if not m.startswith('cusa.eval.metrics')]\n"
-            "loaded = [m for m in loaded if m != 'cusa.eval']\n"
-            "assert 'cusa.train.trainer' in sys.modules\nprint('LOADED', loaded)\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert "LOADED []" in done.stdout
+        args = ["--embeddings", store, "--student", student, "--run-dir", tmp_path / student[-4:]]
+        args = [str(a) for a in [*args, *more, "--epochs", 1, "--batch-size", 6]]
+        code += f"main({args!r}, standalone_mode=False)\n"
+    code += (
+        "teachers = ('sentence_transformers', 'efficientnet', 'cusa.precompute', 'cusa.eval')\n"
+        "loaded = [m for m in sys.modules if m.startswith(teachers)]\n"
+        "loaded = [m for m in loaded if not m.startswith('cusa.eval.metrics')]\n"
+        "loaded = [m for m in loaded if m != 'cusa.eval']\n"
+        "assert 'cusa.train.trainer' in sys.modules\nprint('LOADED', loaded)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout

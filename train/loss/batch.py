@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,6 +79,12 @@ class LossBatch(NamedTuple):
         if self.mask is None:
             return len(self.candidate_cross[0])
         return self.mask.sum().to(self.cross[0].dtype)
+
+    @property
+    def compares_itself(self) -> bool:
+        """Return whether the queries are all pairs, and the candidates the same pairs."""
+        n_queries = self.rows.stop - self.rows.start
+        return self.candidate_cross is self.cross and n_queries == len(self.cross[0])
 
     def rule_candidates(self, modality: int) -> Tensor:
         """Return what a rule compares queries of a modality with: features ``[M, d]``."""
@@ -190,7 +196,56 @@ def products(
         candidates: ``[M, d]``.
         rows: The n queries, as positions in ``features``.
     """
-    return own_rows(features, rows) @ candidates.T
+    queries = own_rows(features, rows)
+    if queries is candidates:
+        own_products: Tensor = _OwnProducts.apply(features)
+        return own_products
+    return queries @ candidates.T
+
+
+class _OwnProducts(torch.autograd.Function):
+    """Products of rows with each other; autograd's own backward pass would multiply twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(rows)
+        return rows @ rows.T
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        gradient: Tensor,
+    ) -> Tensor:
+        [rows] = ctx.saved_tensors
+        # A row is a factor of its products as a query and as a candidate.
+        return (gradient + gradient.T) @ rows
+
+
+def cross_products(
+    batch: LossBatch,
+    factor: Tensor | None = None,
+) -> ImageText:
+    """Return the products of the queries' features and all candidates' of the other modality.
+
+    Args:
+        batch: The batch.
+        factor: A scalar that multiplies the products; ``None``: 1.
+
+    Returns:
+        Image-to-text and text-to-image, ``[n, M]`` each.
+    """
+    image, text = batch.cross
+    candidate_image, candidate_text = batch.candidate_cross
+    # Multiply [N, d] instead of [n, M], as open_clip does.
+    scaled_image = image if factor is None else image * factor
+    image_to_text = products(scaled_image, candidate_text, batch.rows)
+    if batch.compares_itself:
+        return image_to_text, image_to_text.T
+    scaled_text = text if factor is None else text * factor
+    return image_to_text, products(scaled_text, candidate_image, batch.rows)
 
 
 def own_rows(

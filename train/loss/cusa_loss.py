@@ -16,9 +16,9 @@ from cusa.train.loss.arrays import Rows
 from cusa.train.loss.batch import (
     Candidates,
     LossBatch,
+    cross_products,
     in_one_dtype,
     normalized,
-    products,
 )
 from cusa.train.loss.config import LossConfig, check_option
 from cusa.train.loss.dense import contrastive_term, dense_loss
@@ -275,22 +275,13 @@ class CUSALoss(LossTemperatures):
         """Return what some queries add to the loss, by the chosen method."""
         if self._takes_tiles(batch):
             return LossTerms(*tiled_loss(batch, taus, self.config, self.tile_rows))
-        image, text = batch.cross
-        candidate_image, candidate_text = batch.candidate_cross
         if self.config.summed_terms == ("contrastive",):
-            # Divide [N, d] by the temperature instead of [n, M], as open_clip does.
             inverse_tau = taus["contrastive"].student[0].reciprocal()
-            image = image * inverse_tau
-            text = text * inverse_tau
-        cross = [
-            products(image, candidate_text, batch.rows),
-            products(text, candidate_image, batch.rows),
-        ]
-        if self.config.summed_terms == ("contrastive",):
-            contrastive = contrastive_term(cross, batch, self.config)
+            logits = cross_products(batch, inverse_tau)
+            contrastive = contrastive_term(logits, batch, self.config)
             zero = contrastive.new_zeros(())
             return LossTerms(contrastive, contrastive.detach(), zero, zero, zero)
-        return LossTerms(*dense_loss(batch, cross, taus, self.config))
+        return LossTerms(*dense_loss(batch, cross_products(batch), taus, self.config))
 
     def _with_distance(
         self,

@@ -32,9 +32,9 @@ class _UnitFeatures(torch.autograd.Function):
         ctx: Any,
         features: Tensor,
     ) -> Tensor:
-        roots = _roots_of_lengths(features)
-        normalized = features / roots / roots
-        ctx.save_for_backward(features, roots, normalized)
+        inverse_roots = _inverse_roots_of_lengths(features)
+        normalized = (features * inverse_roots).mul_(inverse_roots)
+        ctx.save_for_backward(features, inverse_roots, normalized)
         return normalized
 
     @staticmethod
@@ -42,23 +42,23 @@ class _UnitFeatures(torch.autograd.Function):
         ctx: Any,
         gradient: Tensor,
     ) -> Tensor:
-        features, roots, normalized = ctx.saved_tensors
+        features, inverse_roots, normalized = ctx.saved_tensors
         if torch.is_grad_enabled():
             # create_graph=True: the lengths need a gradient, too.
-            roots = _roots_of_lengths(features)
-            normalized = features / roots / roots
+            inverse_roots = _inverse_roots_of_lengths(features)
+            normalized = features * inverse_roots * inverse_roots
         # The component along the features changes only their length, so it is removed.
         projection = (normalized * gradient).sum(dim=-1, keepdim=True)
-        along_length = normalized * projection
-        return (gradient - along_length) / roots / roots
+        across_length = torch.addcmul(gradient, normalized, projection, value=-1)
+        return across_length * inverse_roots * inverse_roots
 
 
-def _roots_of_lengths(features: Tensor) -> Tensor:
-    """Return the square root of each row's length, 1 for rows of zeros: ``[n, 1]``."""
+def _inverse_roots_of_lengths(features: Tensor) -> Tensor:
+    """Return one over the square root of each row's length, 1 for rows of zeros: ``[n, 1]``."""
     lengths = torch.linalg.vector_norm(
         features,
         dim=-1,
         keepdim=True,
         dtype=torch.float64,
     )
-    return torch.where(lengths > 0, lengths, 1.0).sqrt().to(features.dtype)
+    return torch.where(lengths > 0, lengths, 1.0).rsqrt().to(features.dtype)

@@ -19,6 +19,7 @@ from cusa.data.tars.open_tar import OpenTar
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
 from tests.data.tars.tar_files import write_set, write_tars
+from tests.fork_server import fork_server
 from tests.helpers import fault_of
 from tests.object_server import BUCKET, running_server
 
@@ -316,8 +317,6 @@ def _bring(environment, folder):
 @pytest.mark.parametrize("name", ["pairs/00001.h5", "words/00001.h5", "cc/00001.tar"])
 def test_killed_amid_a_download_nothing_half_is_trusted(tmp_path, local, server, monkeypatch, name):
     """The server kills the process when half of a file is sent."""
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["tests.helpers", "cusa.data.tars.cache", "obstore"])
 
     def kill(method, key):
         if key.endswith(name):
@@ -327,7 +326,7 @@ def test_killed_amid_a_download_nothing_half_is_trusted(tmp_path, local, server,
 
     server.on_request = kill
     arguments = (server.environment, tmp_path / "cache")
-    process = forkserver.Process(target=_bring, args=arguments)
+    process = fork_server().Process(target=_bring, args=arguments)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

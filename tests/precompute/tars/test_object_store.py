@@ -1,6 +1,5 @@
 """Stage one over tars of an object store, into one: rows, requests, kills, refusals."""
 
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -20,6 +19,7 @@ from cusa.precompute.tars.parquet_images import images_of
 from cusa.precompute.tars.workplace import open_workplace
 from tests.data.tars.parquet_files import rows_of, write_parquet
 from tests.data.tars.tar_files import files_of_tars, write_tars
+from tests.fork_server import fork_server
 from tests.helpers import run, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
 
@@ -29,7 +29,6 @@ SET = f"s3://{BUCKET}/a set+é"
 TARS = f"s3://{BUCKET}/cc"
 PATTERN = f"{TARS}/{{00000..{N_TARS - 1:05d}}}.tar"
 # What the commands import when they run, for seconds.
-PRELOADED = ["cusa.stages.precompute_tars", "cusa.precompute.tars.run", "obstore", "transformers"]
 FILES_OF_TAR = 3  # pairs and the rows of two teachers
 
 
@@ -300,8 +299,6 @@ def _run_in(environment, *command):
 # at most.
 def test_kills(server, expected, tmp_path, teachers, monkeypatch):
     """The server kills the run amid its uploads."""
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["tests.helpers", *PRELOADED])
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     command = ("precompute", "--dataset", PATTERN, "--out", SET, *map(str, teachers))
     requests = Counter()
@@ -314,7 +311,7 @@ def test_kills(server, expected, tmp_path, teachers, monkeypatch):
 
     server.on_request = kill
     # The forkserver may have been started by another test, with its environment.
-    process = forkserver.Process(target=_run_in, args=(dict(os.environ), *command))
+    process = fork_server().Process(target=_run_in, args=(dict(os.environ), *command))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -535,3 +535,16 @@ def test_param_groups_hold_the_learnable_temperatures_without_decay():
         (1e-3, 0.0),
     ]
     assert loss.param_groups(lr=0.5)[0]["lr"] == 0.5
+
+
+def test_second_derivatives_are_those_of_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(6)]
+    features = [row.requires_grad_() for row in rows[:4]]
+    loss = CUSALoss(method="dense").double()
+
+    def total(*features):
+        return loss(*features, *rows[4:], torch.tensor([0, 1, 1, 2])).total
+
+    assert torch.autograd.gradcheck(total, features)
+    assert torch.autograd.gradgradcheck(total, features)

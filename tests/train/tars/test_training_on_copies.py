@@ -1,6 +1,5 @@
 """Students trained on sets and tars of an object store, from copies of what comes next."""
 
-import multiprocessing
 import os
 import signal
 from contextlib import closing, suppress
@@ -21,6 +20,7 @@ from cusa.train.tars.supply import TarSupply
 from cusa.train.towers.processors import Processors
 from cusa.train.trainer import Trainer
 from tests.data.tars.tar_files import write_set, write_tars
+from tests.fork_server import fork_server
 from tests.helpers import ADAPTER, Fault, fault_of, kill_at, make_tiny_clip, run_failure, run_ok
 from tests.object_server import BUCKET, running_server
 from tests.train.same_runs import assert_same_run
@@ -154,10 +154,8 @@ def test_killed_a_resumed_run_equals_an_undisturbed_one(
     arguments = (*arguments, "--workers", workers, "--run-dir", tmp_path / "run")
     arguments = (*arguments, "--set", f"data.cache={tmp_path / 'cache'}")
     # obstore's threads do not survive a fork, and this process may have used some.
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["tests.helpers", "cusa.train.trainer", "obstore"])
     texts = tuple(map(str, arguments))
-    process = forkserver.Process(target=_train_and_die, args=(server.environment, step, texts))
+    process = fork_server().Process(target=_train_and_die, args=(server.environment, step, texts))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
