@@ -415,6 +415,27 @@ def test_a_frozen_tower_of_a_dual_encoder_leaves_the_other_one_trained(models, f
         assert any(has_gradient) == (modality != frozen)
 
 
+def test_batch_norm_of_a_trained_tower_keeps_its_statistics(tmp_path):
+    """Only its weights are trained; a picture has the same features in any batch."""
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
+    save_vision(tmp_path, "ResNetModel", "ResNetConfig", **sizes)
+    config = StudentConfig(image=f"hf:{tmp_path}", text="stored:words", embed_dim=8)
+    student, towers = build_student(config, {"text": 4})
+    pixels = towers.image.preparation.pixels(pictures())
+    before = {name: value.clone() for name, value in towers.image.trunk.named_buffers()}
+    student.train()
+    features = towers.image.trunk(pixels)
+    assert before
+    assert all(
+        torch.equal(before[name], value) for name, value in towers.image.trunk.named_buffers()
+    )
+    torch.testing.assert_close(towers.image.trunk(pixels[:1]), features[:1])
+    features.square().sum().backward()
+    norms = [m for m in towers.image.trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.weight.grad is not None for norm in norms)
+
+
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_adapters_in_one_tower_of_a_dual_encoder(models, modality):
     config = StudentConfig(

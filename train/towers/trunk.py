@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cusa.data.errors import FORWARD_PASS, StudentError, first_line
 
@@ -72,11 +73,14 @@ class Trunk(nn.Module):
                 ) from None
 
     def train(self, mode: bool = True) -> Trunk:
-        """Set the training mode; a frozen trunk's modules stay in eval mode."""
+        """Set the training mode; a frozen trunk's modules, and BatchNorms, stay in eval mode."""
         super().train(mode)
+        # By the statistics of a batch, BatchNorm would change the features that were pretrained.
+        in_eval_mode = [module for module in self.modules() if isinstance(module, _BatchNorm)]
         if self.frozen:
-            for module in self.modules_run:
-                module.training = False
+            in_eval_mode += self.modules_run
+        for module in in_eval_mode:
+            module.training = False
         return self
 
     def freeze(self, frozen: bool = True) -> None:
