@@ -1,6 +1,8 @@
 """A student whose captions are stored: step time over a vision-only step, and memory.
 
     python benchmarks/half_stored.py --out benchmarks/results/half_stored.json
+    python benchmarks/half_stored.py --rounds 0 --memory-rounds 0 --malloc-rounds 3 \
+        --out benchmarks/results/half_stored_malloc.json
 
 EfficientNet-lite0 as trained image tower, on image files and a store of COCO's size; batch 32, fp32
 on a CPU. Ways: *vision* is the image tower and its heads alone, on the same pictures, with AdamW
@@ -10,15 +12,19 @@ heads, and the CUSA loss; *two towers* trains MiniLM on the captions instead.
 Time: CPU seconds in one process without workers, which take turns of a few steps, since other
 programs may use the cores, too; the figure is the median over rounds of a way's time over vision's
 beside it. Memory: each way in a fresh process, after so many steps: its private memory (Pss_Anon),
-once the allocator has given back what it had freed.
+once the allocator has given back what it had freed. Allocator: CPU seconds of a step in fresh
+processes, as glibc's malloc is, and where it gives no freed memory back to the system (variables of
+the environment), so that the system need not clear the same pages again in every step.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +48,14 @@ from timing import cpu_seconds, in_fresh_process, in_turns
 
 _TINY = "--n-images 40 --images {images} --batch-size 2"
 SMOKE = (f"{_TINY} --rounds 1 --steps 1 --memory-rounds 0 --way vision --way half-stored",)
+# What glibc reads as a process begins: to keep freed memory, and to take it from the heap at all.
+KEEP_FREED = {
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_MMAP_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "200000000",
+}
+KEEPING = "keeps freed memory"
+ALLOCATORS = {"default": dict.fromkeys(KEEP_FREED), KEEPING: KEEP_FREED}
 TEXT_TOWERS = {"vision": "stored:mpnet", "half-stored": "stored:mpnet", "two towers": "minilm"}
 
 
@@ -130,12 +144,57 @@ def memory(setting: Setting, way: str, steps: int) -> float:
     return in_fresh_process(_memory, setting, way, steps)
 
 
+def _fresh_step_seconds(setting: Setting, way: str, steps: int, answer: Any) -> None:
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as run_dir:
+        takes_steps = paced(setting, way, Path(run_dir) / "run")
+        takes_steps.run(1)
+        answer.put(cpu_seconds(lambda: takes_steps.run(steps)) / steps)
+
+
+def allocator_seconds(
+    setting: Setting, ways: tuple[str, ...], steps: int, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """CPU seconds per step by way, allocator and round, each in a fresh process."""
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for way in ways:
+        seconds[way] = {name: [] for name in ALLOCATORS}
+        for _ in range(rounds):
+            for name, variables in ALLOCATORS.items():
+                with environment(variables):
+                    taken = in_fresh_process(_fresh_step_seconds, setting, way, steps)
+                seconds[way][name].append(taken)
+    return seconds
+
+
+@contextmanager
+def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables for processes that begin within; ``None`` removes one."""
+    before = {name: os.environ.get(name) for name in variables}
+    _set_environment(variables)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @click.command()
 @click.option("--batch-size", default=32)
 @click.option("--rounds", default=10, help="Of turns; 0: memory alone.")
 @click.option("--steps", default=1, help="A turn's.")
 @click.option("--memory-rounds", default=3, help="Fresh processes of each way; 0: time alone.")
 @click.option("--memory-steps", default=3)
+@click.option(
+    "--malloc-rounds", default=0, help="Pairs of fresh processes to compare allocators in."
+)
 @click.option(
     "--way", "ways", multiple=True, type=click.Choice(list(TEXT_TOWERS)), default=tuple(TEXT_TOWERS)
 )
@@ -153,6 +212,7 @@ def main(
     steps: int,
     memory_rounds: int,
     memory_steps: int,
+    malloc_rounds: int,
     ways: tuple[str, ...],
     store: Path | None,
     images: Path | None,
@@ -172,19 +232,26 @@ def main(
                 private[way].append(memory(setting, way, memory_steps))
         if rounds:
             times = step_seconds(setting, ways, steps, rounds)
+        by_allocator = allocator_seconds(setting, ways, steps, malloc_rounds)
     results = machine("cpu") | {
         "batch_size": batch_size,
         "step_cpu_s": times,
         "step_over_vision": {way: paired(times, way, "vision") for way in times},
         "private_mib": private,
     }
+    if malloc_rounds:
+        results["allocator_step_cpu_s"] = by_allocator
+        results["keeping_over_default"] = {
+            way: paired(seconds, KEEPING, "default") for way, seconds in by_allocator.items()
+        }
     _show(results, ways)
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _show(results: dict[str, Any], ways: tuple[str, ...]) -> None:
-    table = Table("way", "CPU s / step", "over vision", "private MiB")
+    table = Table("way", "CPU s / step", "over vision", "private MiB", KEEPING)
+    keeping = results.get("keeping_over_default", {})
     for way in ways:
         times = results["step_cpu_s"].get(way)
         private = results["private_mib"][way]
@@ -193,6 +260,7 @@ def _show(results: dict[str, Any], ways: tuple[str, ...]) -> None:
             f"{statistics.median(times):.3f}" if times else "",
             f"{results['step_over_vision'][way]:.4f}" if times else "",
             f"{statistics.median(private):.0f}" if private else "",
+            f"{keeping[way]:.2f}" if keeping else "",
         )
     Console(width=100).print(table)
 

@@ -215,8 +215,10 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
                 name="data.embeddings",
             )
         dataset = open_store(checked.data.embeddings).dataset
-        name = chosen.get("student", {}).get("name")
-        preset = preset_of_student(dataset, name, checked.student)
+        # With the towers of --init.
+        student_settings = chosen.get("student", {})
+        student = build_config({"student": student_settings}).student
+        preset = preset_of_student(dataset, student_settings.get("name"), student)
     config = build_config(override(load_preset(preset), chosen))
     refuse_endless_warmup(config)
     return config

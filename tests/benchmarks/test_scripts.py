@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import cusa
 from cusa.data.store.reader import EmbeddingStore
@@ -41,7 +42,7 @@ def inputs(tmp_path_factory):
     return {
         "pairs": make_pairs(folder / "images"),
         "images": folder / "images",
-        "store": make_store(folder / "store"),
+        "store": _store_with_pictures(folder / "store"),
         "truth_store": make_store(folder / "truth", truth=True),
         "vit": make_tiny_vit(folder / "vit"),
         "words": make_tiny_sentence(folder / "words"),
@@ -50,6 +51,18 @@ def inputs(tmp_path_factory):
         "set": folder / "set",
         "judgements": _judgements(folder / "store" / "store.h5", folder / "judgements.txt"),
     }
+
+
+def _store_with_pictures(folder):
+    """A store whose image files exist, too."""
+    index = make_store(folder)
+    store = EmbeddingStore(index)
+    for split in store.splits:
+        for image_path in store.split(split).image_paths:
+            path = folder / image_path
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (len(image_path), 90, 40)).save(path)
+    return index
 
 
 def _judgements(store, path):

@@ -15,8 +15,10 @@ import cusa
 from cusa.data.errors import RunError, SettingError, StoreError, StudentError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.build_student import build_student
+from cusa.train.command_settings import Given, nested_settings, new_settings
 from cusa.train.config import Config
 from cusa.train.encode_split import encode_split
+from cusa.train.preset_files import load_preset
 from cusa.train.saving.run_dir import load_run
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.sources import student_sources
@@ -120,6 +122,17 @@ def test_new_images_and_texts_get_the_embeddings_of_the_store(store, runs, tmp_p
         np.testing.assert_allclose(images, expected.image[head], atol=1e-5)
         texts = loaded.encode_text(list(split.captions), head)
         np.testing.assert_allclose(texts, expected.text[head], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "preset"), [("two-models", "towers"), ("two-stored", "adapter")]
+)
+def test_a_run_that_begins_with_towers_has_their_preset(store, runs, student, preset):
+    beginning = nested_settings([f"student.init={runs / student}"])
+    config = new_settings(Given(store, None, None, beginning, {}), {})
+    settings_of_preset = load_preset(preset)
+    assert config.optim.lr == settings_of_preset["optim"]["lr"]
+    assert config.train.epochs == settings_of_preset["train"]["epochs"]
 
 
 def test_towers_need_no_more_than_they_are_made_of(store, models, tmp_path):
