@@ -83,10 +83,10 @@ def experiment_table(
     for variant, own_rows in rows_by_name.items():
         if not own_rows:
             continue
-        columns = [[row["val_rsum"][-1] for row in own_rows]]
+        columns = [[row["val_rsum"][-1] for row in own_rows if row.get("val_rsum")]]
         for name in names:
             columns.append([row["figures"][name] for row in own_rows])
-        epochs = ", ".join(str(row["best_epoch"]) for row in own_rows)
+        epochs = ", ".join(str(row["best_epoch"]) for row in own_rows if "best_epoch" in row)
         difference = paired_difference(base, own_rows, "rsum")
         text = ""
         if difference is not None and own_rows is not base:
@@ -98,6 +98,8 @@ def experiment_table(
 
 
 def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
     return mean_and_deviation(values) if len(values) > 1 else f"{values[0]:.1f}"
 
 

@@ -45,7 +45,7 @@ class FivePairs:
 
 
 def test_permuted_labels_are_those_of_another_image_always_the_same(load):
-    pairs = load("study_runs").ControlledPairs(FivePairs(), "permuted", "both")
+    pairs = load("study_pairs").ControlledPairs(FivePairs(), "permuted", "both")
     numbers = np.random.default_rng(0).permutation(len(pairs))
     batch = pairs[numbers]
     label_images = batch.teacher_image[:, 0].long().numpy()
@@ -59,7 +59,7 @@ def test_permuted_labels_are_those_of_another_image_always_the_same(load):
 
 
 def test_controls_know_nothing_but_the_pair_itself(load):
-    controlled_pairs = load("study_runs").ControlledPairs
+    controlled_pairs = load("study_pairs").ControlledPairs
     numbers = np.array([0, 1, 7])
     constant = controlled_pairs(FivePairs(), "constant", "both")[numbers]
     assert len(constant.teacher_image.unique()) == len(constant.teacher_text.unique()) == 1
@@ -81,7 +81,7 @@ def test_controls_know_nothing_but_the_pair_itself(load):
 )
 def test_orders_bring_captions_of_an_image_together_or_in_turn(load, kind, k, images_of_a_batch):
     image_rows = np.repeat(np.arange(20), 5)
-    order = load("study_runs").ImageOrder(
+    order = load("study_pairs").ImageOrder(
         len(image_rows), images_of_a_batch, 0, image_rows=image_rows, kind=kind, k=k
     )
     if kind == "together":
