@@ -26,7 +26,7 @@ from cusa.cli.console import quiet_libraries
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
-from study_experiments import CURVES, EXPERIMENTS, TEACHERS
+from study_experiments import CURVES, EPOCHS, EXPERIMENTS, TEACHERS
 from study_runs import Study, Variant
 from study_tables import experiment_table, temperature_chart
 from study_teachers import add_missing_teachers
@@ -112,7 +112,7 @@ def planned(
 @click.option("--experiments", multiple=True, type=click.Choice(list(EXPERIMENTS)))
 @click.option("--only", multiple=True, help="Names of variants; without it, all of them.")
 @click.option("--seeds", default=1)
-@click.option("--epochs", default=15)
+@click.option("--epochs", default=EPOCHS)
 @click.option("--split", default="val", help="What is measured; test is for finals.")
 @click.option(
     "--judgements", type=click.Path(path_type=Path, exists=True), help="People's, of that split."

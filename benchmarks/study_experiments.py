@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 from study_pairs import LABELS, SHUFFLED, TAUGHT, Taught
 from study_runs import Variant
 from study_teachers import StudentTeacher
 
+# The study's own, and the preset's.
+EPOCHS = 6
+DROPOUT = 0.1
 TEMPERATURES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 
 
@@ -64,6 +69,32 @@ def taught_alone(rule_name: str, teachers: str, *settings: str) -> Variant:
     return taught_by(teachers, "loss.terms=[]", f"loss.rule={rule_name}", *settings)
 
 
+# Rules with the settings that were tried in two places.
+RULES = {
+    "xclr, 0.3": ("xclr", "loss.xclr.tau=0.3"),
+    "guide, text, margin 0.5": ("guide", "loss.guide.margin=0.5"),
+    "guide, image, margin 0.5": ("guide", "loss.guide.teacher=image", "loss.guide.margin=0.5"),
+    "guide, either, margin 0.4": ("guide", "loss.guide.teacher=either", "loss.guide.margin=0.4"),
+    "self-guide, margin -0.1": ("self-guide", "loss.self_guide.margin=-0.1"),
+    "cwcl, top 4": ("cwcl", "loss.top_k=4"),
+    "features": ("features",),
+    "dr by contrastive-5": (
+        *("dr", "loss.cross_teacher_taus=[0.1]"),
+        "data.cross_teacher=contrastive-5",
+    ),
+}
+
+
+def rule_in_3(name: str, *settings: str) -> Variant:
+    """Return a variant that trains on a rule's term alone, for three epochs."""
+    return rule(name, *settings, "train.epochs=3")
+
+
+def rule_beside(name: str, *settings: str) -> Variant:
+    """Return a variant that adds a rule's term to CSA with the image teacher's labels, and USA."""
+    return Variant((*IMAGE_CSA, f"loss.rule={name}", *settings))
+
+
 # Lines of the figure: experiments whose variants are temperatures.
 CURVES = {
     "CUSA, published weights": temperatures(),
@@ -71,6 +102,30 @@ CURVES = {
     "CUSA, alpha 1, beta 5, image labels": temperatures(*weights(1, 5), taught="image twice"),
     "xclr": {str(tau): rule("xclr", f"loss.xclr.tau={tau}") for tau in TEMPERATURES},
 }
+
+# Settings whose best number of epochs and dropout were looked for.
+FAMILIES = {
+    "contrastive": CONTRASTIVE.settings,
+    "CUSA as published": (),
+    "sharp": STRONG,
+    "image labels": IMAGE_CSA,
+}
+
+
+def epochs_and_dropout() -> dict[str, Variant]:
+    """Return variants of all families, by their names, numbers of epochs and dropout."""
+    variants = {}
+    places = itertools.product(FAMILIES.items(), (2, 3, 4, 6, 10), (0.1, 0.3, 0.5))
+    for (name, settings), epochs, dropout in places:
+        # What all runs have anyway is left out: no run is taken twice.
+        more = []
+        if epochs != EPOCHS:
+            more.append(f"train.epochs={epochs}")
+        if dropout != DROPOUT:
+            more.append(f"student.dropout={dropout}")
+        variants[f"{name}, {epochs} epochs, dropout {dropout}"] = Variant((*settings, *more))
+    return variants
+
 
 EXPERIMENTS: dict[str, dict[str, Variant]] = {
     "losses": {
@@ -137,14 +192,26 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "add, temperature 0.2": Variant((*weights(1, 5), *soft(0.2), "loss.soft_label_source=add")),
         "dot, temperature 0.2": Variant((*weights(1, 5), *soft(0.2), "loss.soft_label_source=dot")),
     },
+    # Each as the only term. In 6 epochs, those near to contrastive training overfit as it does.
     "other rules": {
         "cwcl": rule("cwcl"),
-        "cwcl, top 8": rule("cwcl", "loss.top_k=8"),
+        **{f"cwcl, top {k}": rule("cwcl", f"loss.top_k={k}") for k in (2, 4, 8)},
         "guide, text, margin 0.1": rule("guide"),
         "guide, text, margin 0.3": rule("guide", "loss.guide.margin=0.3"),
         "guide, either, margin 0.1": rule("guide", "loss.guide.teacher=either"),
         "self-guide, margin 0.1": rule("self-guide", "loss.self_guide.margin=0.1"),
         "self-guide, margin -0.1": rule("self-guide", "loss.self_guide.margin=-0.1"),
+        "features": rule("features"),
+        "features, distance 8": rule("features", "loss.features.distance_weight=8"),
+        "features, distance 100": rule("features", "loss.features.distance_weight=100"),
+    },
+    "other rules, 3 epochs": {
+        "contrastive": Variant((*CONTRASTIVE.settings, "train.epochs=3")),
+        **{name: rule_in_3(*settings) for name, settings in RULES.items()},
+    },
+    "rules beside image labels": {
+        "none": Variant(IMAGE_CSA),
+        **{name: rule_beside(*settings) for name, settings in RULES.items()},
     },
     "cross-modal teachers": {name: Variant(measured=name) for name in TEACHERS},
     "dr": {
@@ -158,6 +225,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         },
     },
     "top k": {f"top {k}": Variant((*STRONG, f"loss.top_k={k}")) for k in (4, 16, 64)},
+    "epochs and dropout": epochs_and_dropout(),
     "orders": {
         **{
             order: Variant(order=order)
