@@ -26,7 +26,7 @@ from cusa.cli.console import quiet_libraries
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
-from study_experiments import CURVES, EPOCHS, EXPERIMENTS, TEACHERS
+from study_experiments import CURVES, EPOCHS, EXPERIMENTS, LEVELS, TEACHERS
 from study_runs import Study, Variant
 from study_tables import experiment_table, temperature_chart
 from study_teachers import add_missing_teachers
@@ -156,7 +156,8 @@ def main(
         if table.row_count:
             Console(width=200).print(table)
     if figure is not None:
-        figure.write_text(temperature_chart(CURVES, where, results.rows), encoding="utf-8")
+        chart = temperature_chart(CURVES, LEVELS, where, results.rows)
+        figure.write_text(chart, encoding="utf-8")
 
 
 if __name__ == "__main__":

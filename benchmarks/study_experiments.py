@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from study_pairs import LABELS, SHUFFLED, TAUGHT, Taught
+from study_pairs import LABELS, SHUFFLED, TAUGHT
 from study_runs import Variant
 from study_teachers import StudentTeacher
 
@@ -28,13 +28,18 @@ def weights(alpha: float, beta: float) -> tuple[str, ...]:
     return f"loss.alpha={alpha}", f"loss.beta={beta}"
 
 
-def temperatures(*settings: str, taught: Taught = "both") -> dict[str, Variant]:
-    """Return a variant for each soft-label temperature, by its name."""
+def temperatures(*settings: str, more: tuple[str, ...] = ()) -> dict[str, Variant]:
+    """Return a variant for each soft-label temperature, by its name.
+
+    Args:
+        settings: Settings before the temperatures.
+        more: Settings after them: runs with other settings, or in another order, are others.
+    """
     variants = {}
     for tau in TEMPERATURES:
-        variants[str(tau)] = Variant((*settings, *soft(tau)), taught=taught)
+        variants[str(tau)] = Variant((*settings, *soft(tau), *more))
     # The default, as published: no run is taken twice.
-    return variants | {"1.0": Variant(settings, taught=taught)}
+    return variants | {"1.0": Variant((*settings, *more))}
 
 
 def rule(name: str, *settings: str) -> Variant:
@@ -95,13 +100,26 @@ def rule_beside(name: str, *settings: str) -> Variant:
     return Variant((*IMAGE_CSA, f"loss.rule={name}", *settings))
 
 
+def dr_over_taus(teachers: str) -> dict[str, Variant]:
+    """Return a variant that trains on dr alone for each temperature, by its name."""
+    variants = {}
+    for tau in (0.02, 0.05, 0.1, 0.2, 0.3):
+        variants[str(tau)] = taught_alone("dr", teachers, f"loss.cross_teacher_taus=[{tau}]")
+    return variants
+
+
 # Lines of the figure: experiments whose variants are temperatures.
 CURVES = {
     "CUSA, published weights": temperatures(),
     "CUSA, alpha 1, beta 5": temperatures(*weights(1, 5)),
-    "CUSA, alpha 1, beta 5, image labels": temperatures(*weights(1, 5), taught="image twice"),
+    "CUSA, alpha 1, beta 5, image labels in CSA": temperatures(
+        *weights(1, 5), more=("loss.soft_label_source=image",)
+    ),
     "xclr": {str(tau): rule("xclr", f"loss.xclr.tau={tau}") for tau in TEMPERATURES},
+    "dr by 5 contrastive students": dr_over_taus("contrastive-5"),
+    "dr by 5 students of image labels": dr_over_taus("image-5"),
 }
+LEVELS = {"contrastive": CONTRASTIVE, "cwcl, the 8 greatest": rule("cwcl", "loss.top_k=8")}
 
 # Settings whose best number of epochs and dropout were looked for.
 FAMILIES = {
@@ -179,6 +197,8 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     },
     "image labels, both directions": {
         **{labels: Variant(STRONG, labels, "image twice") for labels in LABELS},
+        "temperature 0.2": Variant((*weights(1, 5), *soft(0.2)), taught="image twice"),
+        "temperature 0.5": Variant((*weights(1, 5), *soft(0.5)), taught="image twice"),
         "alpha 10, beta 5": Variant((*weights(10, 5), *SHARP), taught="image twice"),
         "alpha 1, beta 0.5": Variant((*weights(1, 0.5), *SHARP), taught="image twice"),
     },
@@ -214,16 +234,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         **{name: rule_beside(*settings) for name, settings in RULES.items()},
     },
     "cross-modal teachers": {name: Variant(measured=name) for name in TEACHERS},
-    "dr": {
-        **{name: taught_alone("dr", name) for name in TEACHERS},
-        **{
-            f"{name}, temperature {tau}": taught_alone(
-                "dr", name, f"loss.cross_teacher_taus=[{tau}]"
-            )
-            for name in ("contrastive-5", "image-5")
-            for tau in (0.02, 0.05, 0.1, 0.2)
-        },
-    },
+    "dr": {name: taught_alone("dr", name) for name in TEACHERS},
     "top k": {f"top {k}": Variant((*STRONG, f"loss.top_k={k}")) for k in (4, 16, 64)},
     "epochs and dropout": epochs_and_dropout(),
     "orders": {
