@@ -108,6 +108,28 @@ def dr_over_taus(teachers: str) -> dict[str, Variant]:
     return variants
 
 
+BOTH_FIVES = "[contrastive-5, image-5]"
+BOTH_AT_A_TENTH = ("loss.cross_teacher_taus=[0.1, 0.1]",)
+# Halfway between true pairs and others: their cosines are 0.49 and 0.09 on split train.
+SIGMOID = ("loss.cross_teacher_taus=[0.1]", "loss.dr_sigmoid.teacher_bias=-3")
+
+
+def hycd(alpha: float) -> Variant:
+    """Return a variant that trains on hycd alone."""
+    settings = ("loss.cross_teacher_taus=[0.1]", f"loss.hycd.alpha={alpha}")
+    return taught_alone("hycd", "image-5", *settings)
+
+
+def csa_by_image_5(tau: float) -> Variant:
+    """Return a variant whose labels of CSA are a cross-modal teacher's, and those of USA as ever.
+
+    USA's labels keep the temperature of 0.3.
+    """
+    usa = [setting.replace("tau_soft.", "tau_soft_usa.") for setting in SHARP]
+    own = ("loss.soft_label_source=cross", "loss.usa_shares_soft=false")
+    return taught_by("image-5", *weights(1, 5), *soft(tau), *usa, *own)
+
+
 # Lines of the figure: experiments whose variants are temperatures.
 CURVES = {
     "CUSA, published weights": temperatures(),
@@ -235,6 +257,17 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     },
     "cross-modal teachers": {name: Variant(measured=name) for name in TEACHERS},
     "dr": {name: taught_alone("dr", name) for name in TEACHERS},
+    "cross-modal rules": {
+        "dr by contrastive-5 and image-5": taught_alone("dr", BOTH_FIVES, *BOTH_AT_A_TENTH),
+        "hycd by image-5, alpha 0.5": hycd(0.5),
+        "hycd by image-5, alpha 0.1": hycd(0.1),
+        "dr-sigmoid by image-5": taught_alone("dr-sigmoid", "image-5", *SIGMOID),
+        "CSA by image-5, temperature 0.1": csa_by_image_5(0.1),
+        "CSA by image-5, temperature 0.2": csa_by_image_5(0.2),
+    },
+    "text teachers beside image labels": {
+        "mpnet": Variant((*IMAGE_CSA, "data.text_teacher=mpnet")),
+    },
     "top k": {f"top {k}": Variant((*STRONG, f"loss.top_k={k}")) for k in (4, 16, 64)},
     "epochs and dropout": epochs_and_dropout(),
     "orders": {
