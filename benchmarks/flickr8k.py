@@ -147,7 +147,7 @@ def main(
     for experiment, name, variant, seed in planned(experiments, only, seeds):
         facts = {**where, **variant.facts(), "seed": seed}
         if results.find(facts) is None:
-            add_missing_teachers(study, variant, TEACHERS)
+            add_missing_teachers(study, variant.cross_teachers, TEACHERS)
             row = facts | study.run(variant, seed)
             results.add(row)
             click.echo(f"{experiment}: {name}, seed {seed}: RSUM {row['figures']['rsum']:.1f}")

@@ -6,7 +6,7 @@ import itertools
 
 from study_pairs import LABELS, SHUFFLED, TAUGHT
 from study_runs import Variant
-from study_teachers import StudentTeacher
+from study_teachers import JoinedTeacher, OwnTeachers, StudentTeacher
 
 # The study's own, and the preset's.
 EPOCHS = 6
@@ -56,11 +56,14 @@ IMAGE_CSA = (*STRONG, "loss.soft_label_source=image")
 FOUR_EPOCHS = Variant((*CONTRASTIVE.settings, "train.epochs=4"))
 
 # Cross-modal teachers that are made of students; seeds are none of those of the runs.
-TEACHERS = {
+TEACHERS: OwnTeachers = {
     "contrastive-1": StudentTeacher(FOUR_EPOCHS, (100,)),
     "contrastive-5": StudentTeacher(FOUR_EPOCHS, tuple(range(100, 105))),
     "sharp-5": StudentTeacher(Variant(STRONG), tuple(range(100, 105))),
     "image-5": StudentTeacher(Variant(IMAGE_CSA), tuple(range(100, 105))),
+    "contrastive-image-10": JoinedTeacher(("contrastive-5", "image-5")),
+    "sharp-image-10": JoinedTeacher(("sharp-5", "image-5")),
+    "all-15": JoinedTeacher(("contrastive-5", "sharp-5", "image-5")),
 }
 
 
@@ -109,14 +112,15 @@ def dr_over_taus(teachers: str) -> dict[str, Variant]:
 
 
 BOTH_FIVES = "[contrastive-5, image-5]"
+AT_A_TENTH = "loss.cross_teacher_taus=[0.1]"
 BOTH_AT_A_TENTH = ("loss.cross_teacher_taus=[0.1, 0.1]",)
 # Halfway between true pairs and others: their cosines are 0.49 and 0.09 on split train.
-SIGMOID = ("loss.cross_teacher_taus=[0.1]", "loss.dr_sigmoid.teacher_bias=-3")
+SIGMOID = (AT_A_TENTH, "loss.dr_sigmoid.teacher_bias=-3")
 
 
 def hycd(alpha: float) -> Variant:
     """Return a variant that trains on hycd alone."""
-    settings = ("loss.cross_teacher_taus=[0.1]", f"loss.hycd.alpha={alpha}")
+    settings = (AT_A_TENTH, f"loss.hycd.alpha={alpha}")
     return taught_alone("hycd", "image-5", *settings)
 
 
@@ -256,7 +260,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         **{name: rule_beside(*settings) for name, settings in RULES.items()},
     },
     "cross-modal teachers": {name: Variant(measured=name) for name in TEACHERS},
-    "dr": {name: taught_alone("dr", name) for name in TEACHERS},
+    "dr": {name: taught_alone("dr", name, AT_A_TENTH) for name in TEACHERS},
     "cross-modal rules": {
         "dr by contrastive-5 and image-5": taught_alone("dr", BOTH_FIVES, *BOTH_AT_A_TENTH),
         "hycd by image-5, alpha 0.5": hycd(0.5),

@@ -7,7 +7,7 @@ side are an ensemble, whose cosine of an image and a caption is the mean of thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import click
@@ -19,9 +19,12 @@ from cusa.data.store.cross_teachers import CROSS_TEACHER, LOGIT_SCALE, row_names
 from cusa.data.store.import_export import import_rows
 from cusa.data.store.index import read_index
 from cusa.data.store.schema import TeacherSettings
-from cusa.train.student_config import MODALITIES
+from cusa.train.student_config import MODALITIES, Modality
 
-from study_runs import Study, Variant
+from study_runs import Study, Variant, teacher_embeddings
+
+# Embeddings of a split, by its name, by all that a teacher is made of.
+MembersOf = Callable[[str], list[SplitEmbeddings]]
 
 
 @dataclass(frozen=True)
@@ -37,48 +40,103 @@ class StudentTeacher:
     seeds: tuple[int, ...]
 
 
-def add_missing_teachers(
-    study: Study,
-    variant: Variant,
-    student_teachers: Mapping[str, StudentTeacher],
-) -> None:
-    """Train the cross-modal teachers that a run needs and the store lacks, and add their rows.
+@dataclass(frozen=True)
+class JoinedTeacher:
+    """A cross-modal teacher that is made of others.
+
+    Attributes:
+        names: The others; their cosines have equal weights.
+    """
+
+    names: tuple[str, ...]
+
+
+OwnTeachers = Mapping[str, StudentTeacher | JoinedTeacher]
+
+
+def add_missing_teachers(study: Study, names: Iterable[str], own_teachers: OwnTeachers) -> None:
+    """Make the cross-modal teachers that a run needs and the store lacks, and add their rows.
 
     Args:
         study: The study, which trains the students.
-        variant: The run's.
-        student_teachers: The teachers that can be made, by name.
+        names: The teachers that the run needs.
+        own_teachers: The teachers that can be made, by name.
     """
-    for name in variant.cross_teachers:
-        if name in student_teachers:
-            _add_teacher(study, name, student_teachers[name])
+    for name in names:
+        teacher = own_teachers.get(name)
+        missing = _missing_rows(study, name)
+        if teacher is None or not missing:
+            continue
+        click.echo(f"cross-modal teacher {name} is made")
+        if isinstance(teacher, JoinedTeacher):
+            add_missing_teachers(study, teacher.names, own_teachers)
+            logit_scale, members_of = _stored_members(study, teacher)
+        else:
+            logit_scale, members_of = _trained_members(study, teacher)
+        for modality, split_name in missing:
+            _add_rows(study, name, modality, members_of(split_name), split_name, logit_scale)
 
 
-def _add_teacher(study: Study, name: str, teacher: StudentTeacher) -> None:
+def _missing_rows(study: Study, name: str) -> list[tuple[Modality, str]]:
+    """Return the modality and split of a teacher's rows that the store lacks.
+
+    What a killed study has added is left as it is: the same students make the same rows.
+    """
     index = read_index(study.store_path)
-    # What a killed study has added is left as it is: the same students make the same rows.
     missing = []
     for modality, row_name in zip(MODALITIES, row_names(name), strict=True):
         entry = index.teachers.get(row_name)
         present = entry.shards if entry is not None else {}
-        missing += [(modality, row_name, split) for split in index.splits if split not in present]
-    if not missing:
-        return
-    click.echo(f"cross-modal teacher {name}: its {len(teacher.seeds)} students are trained")
+        missing += [
+            (modality, split_name) for split_name in index.splits if split_name not in present
+        ]
+    return missing
+
+
+def _trained_members(study: Study, teacher: StudentTeacher) -> tuple[float, MembersOf]:
     students = [study.train(teacher.variant, seed) for seed in teacher.seeds]
     logit_scale = float(np.mean([1 / student.tau for student in students]))
-    data = replace(index, teachers={})
-    for modality, row_name, split in missing:
-        members = [study.encode(student, split) for student in students]
-        rows = side_by_side(members, modality)
-        item_ids = index.splits[split].item_ids(modality)
-        ids = [item_ids[row] for row in getattr(members[0], f"{modality}_rows").tolist()]
-        settings = _teacher_settings(name, modality, rows.shape[1], logit_scale)
-        foreign = ForeignRows(ids, rows, f"students of {name}")
-        import_rows(study.store_path, data, split, row_name, settings, foreign, skip_missing=True)
+    return logit_scale, lambda split_name: [study.encode(each, split_name) for each in students]
 
 
-def side_by_side(members: Sequence[SplitEmbeddings], modality: str) -> np.ndarray:
+def _stored_members(study: Study, teacher: JoinedTeacher) -> tuple[float, MembersOf]:
+    scales = []
+    for name in teacher.names:
+        image_rows, _ = row_names(name)
+        scales.append(study.store.teachers[image_rows].transform[LOGIT_SCALE])
+
+    def members_of(split_name: str) -> list[SplitEmbeddings]:
+        # Opened again each time: every addition of rows replaces the index.
+        store = study.store
+        return [teacher_embeddings(store, name, split_name) for name in teacher.names]
+
+    return float(np.mean(scales)), members_of
+
+
+def _add_rows(
+    study: Study,
+    name: str,
+    modality: Modality,
+    members: Sequence[SplitEmbeddings],
+    split_name: str,
+    logit_scale: float,
+) -> None:
+    rows = side_by_side(members, modality)
+    index = read_index(study.store_path)
+    item_ids = index.splits[split_name].item_ids(modality)
+    ids = [item_ids[row] for row in getattr(members[0], f"{modality}_rows").tolist()]
+    import_rows(
+        study.store_path,
+        replace(index, teachers={}),
+        split_name,
+        row_names(name)[MODALITIES.index(modality)],
+        _teacher_settings(name, modality, rows.shape[1], logit_scale),
+        ForeignRows(ids, rows, f"students of {name}"),
+        skip_missing=True,
+    )
+
+
+def side_by_side(members: Sequence[SplitEmbeddings], modality: Modality) -> np.ndarray:
     """Return the rows of several students as one: its cosines are the means of theirs.
 
     Args:
@@ -91,7 +149,9 @@ def side_by_side(members: Sequence[SplitEmbeddings], modality: str) -> np.ndarra
     return np.concatenate([getattr(member, modality)["cross"] for member in members], axis=1)
 
 
-def _teacher_settings(name: str, modality: str, dim: int, logit_scale: float) -> TeacherSettings:
+def _teacher_settings(
+    name: str, modality: Modality, dim: int, logit_scale: float
+) -> TeacherSettings:
     return TeacherSettings(
         modality=modality,
         model_id=name,

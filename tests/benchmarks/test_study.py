@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import cusa
+from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loader import Batch
 from tests.helpers import make_store
 
@@ -134,6 +135,49 @@ def test_a_study_goes_on_after_a_kill_and_repeats_no_run(load, tmp_path, monkeyp
     assert len(taken) == 2
     settings = [run["settings"] for run in json.loads(out.read_text())["runs"]]
     assert settings == [list(v.settings) for v in script.EXPERIMENTS["losses"].values()]
+
+
+def test_students_become_teachers_once_and_are_joined(load, tmp_path, monkeypatch):
+    script, experiments, runs = load("flickr8k"), load("study_experiments"), load("study_runs")
+    teachers = load("study_teachers")
+    monkeypatch.setitem(
+        experiments.TEACHERS, "first", teachers.StudentTeacher(runs.Variant(), seeds=(7,))
+    )
+    monkeypatch.setitem(experiments.TEACHERS, "both", teachers.JoinedTeacher(("first", "other")))
+    monkeypatch.setitem(
+        experiments.TEACHERS, "other", teachers.StudentTeacher(runs.Variant(), seeds=(9,))
+    )
+    variants = {
+        "joined": runs.Variant(measured="both"),
+        "dr": experiments.taught_alone("dr", "[both, other]"),
+    }
+    monkeypatch.setitem(experiments.EXPERIMENTS, "dr", variants)
+    seeds, train = [], runs.Study.train
+
+    def counted(self, variant, seed):
+        seeds.append(seed)
+        return train(self, variant, seed)
+
+    monkeypatch.setattr(runs.Study, "train", counted)
+    path = make_store(tmp_path / "store")
+    out = tmp_path / "out.json"
+    settings = ["--epochs", "1", "--set", "train.batch_size=8", "--out", str(out)]
+    encoders = ["--image-encoder", "vision", "--text-encoder", "words"]
+    arguments = [str(path), "--experiments", "dr", *settings, *encoders]
+    CliRunner().invoke(script.main, arguments, catch_exceptions=False)
+    assert seeds == [7, 9, 0]
+
+    def cosines(name):
+        embeddings = runs.teacher_embeddings(EmbeddingStore(path), name, "val")
+        return embeddings.text["cross"] @ embeddings.image["cross"].T
+
+    # float16 rows.
+    assert np.abs(cosines("both") - (cosines("first") + cosines("other")) / 2).max() < 2e-3
+    scales = {
+        name: EmbeddingStore(path).teachers[f"{name}-text"].transform["logit_scale"]
+        for name in ("other", "first", "both")
+    }
+    assert scales["both"] == pytest.approx((scales["other"] + scales["first"]) / 2)
 
 
 @pytest.mark.parametrize(
