@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from study_pairs import LABELS, SHUFFLED, TAUGHT
 from study_runs import Variant
@@ -111,9 +112,8 @@ def dr_over_taus(teachers: str) -> dict[str, Variant]:
     return variants
 
 
-BOTH_FIVES = "[contrastive-5, image-5]"
 AT_A_TENTH = "loss.cross_teacher_taus=[0.1]"
-BOTH_AT_A_TENTH = ("loss.cross_teacher_taus=[0.1, 0.1]",)
+BY_BOTH_FIVES = taught_alone("dr", "[contrastive-5, image-5]", "loss.cross_teacher_taus=[0.1, 0.1]")
 # Halfway between true pairs and others: their cosines are 0.49 and 0.09 on split train.
 SIGMOID = (AT_A_TENTH, "loss.dr_sigmoid.teacher_bias=-3")
 
@@ -146,6 +146,12 @@ CURVES = {
     "dr by 5 students of image labels": dr_over_taus("image-5"),
 }
 LEVELS = {"contrastive": CONTRASTIVE, "cwcl, the 8 greatest": rule("cwcl", "loss.top_k=8")}
+
+
+def last_of_15(variant: Variant) -> Variant:
+    """Return a variant that trains for 15 epochs, and whose last student is measured."""
+    return replace(variant, settings=(*variant.settings, "train.epochs=15", "data.val_split=null"))
+
 
 # Settings whose best number of epochs and dropout were looked for.
 FAMILIES = {
@@ -262,7 +268,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     "cross-modal teachers": {name: Variant(measured=name) for name in TEACHERS},
     "dr": {name: taught_alone("dr", name, AT_A_TENTH) for name in TEACHERS},
     "cross-modal rules": {
-        "dr by contrastive-5 and image-5": taught_alone("dr", BOTH_FIVES, *BOTH_AT_A_TENTH),
+        "dr by contrastive-5 and image-5": BY_BOTH_FIVES,
         "hycd by image-5, alpha 0.5": hycd(0.5),
         "hycd by image-5, alpha 0.1": hycd(0.1),
         "dr-sigmoid by image-5": taught_alone("dr-sigmoid", "image-5", *SIGMOID),
@@ -283,9 +289,17 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     },
     "finals": {
         "contrastive": CONTRASTIVE,
-        "contrastive, 4 epochs": Variant((*CONTRASTIVE.settings, "train.epochs=4")),
+        "contrastive, 4 epochs": FOUR_EPOCHS,
+        "contrastive, 2 epochs": Variant((*CONTRASTIVE.settings, "train.epochs=2")),
         "CUSA as published": PUBLISHED,
         "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
-        "the same, image labels in CSA": Variant((*STRONG, "loss.soft_label_source=image")),
+        "the same, image labels in CSA": Variant(IMAGE_CSA),
+        "dr by contrastive-5 and image-5": BY_BOTH_FIVES,
+    },
+    # The student after the last of 15 epochs: val chooses nothing.
+    "last of 15 epochs": {
+        "contrastive": last_of_15(CONTRASTIVE),
+        "temperature 0.3, alpha 1, beta 5, image labels in CSA": last_of_15(Variant(IMAGE_CSA)),
+        "dr by contrastive-5 and image-5": last_of_15(BY_BOTH_FIVES),
     },
 }
