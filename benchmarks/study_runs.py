@@ -144,8 +144,8 @@ class Study:
 
     store_path: Path
     settings: dict[str, Any]
-    split: str
-    judgements: JudgementFile | None
+    split: str = "val"
+    judgements: JudgementFile | None = None
 
     @property
     def store(self) -> EmbeddingStore:

@@ -7,7 +7,7 @@ side are an ensemble, whose cosine of an image and a caption is the mean of thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import click
@@ -21,10 +21,7 @@ from cusa.data.store.index import read_index
 from cusa.data.store.schema import TeacherSettings
 from cusa.train.student_config import MODALITIES, Modality
 
-from study_runs import Study, Variant, teacher_embeddings
-
-# Embeddings of a split, by its name, by all that a teacher is made of.
-MembersOf = Callable[[str], list[SplitEmbeddings]]
+from study_runs import Study, Variant
 
 
 @dataclass(frozen=True)
@@ -40,22 +37,10 @@ class StudentTeacher:
     seeds: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class JoinedTeacher:
-    """A cross-modal teacher that is made of others.
-
-    Attributes:
-        names: The others; their cosines have equal weights.
-    """
-
-    names: tuple[str, ...]
-
-
-OwnTeachers = Mapping[str, StudentTeacher | JoinedTeacher]
-
-
-def add_missing_teachers(study: Study, names: Iterable[str], own_teachers: OwnTeachers) -> None:
-    """Make the cross-modal teachers that a run needs and the store lacks, and add their rows.
+def add_missing_teachers(
+    study: Study, names: Iterable[str], own_teachers: Mapping[str, StudentTeacher]
+) -> None:
+    """Train the cross-modal teachers that a run needs and the store lacks, and add their rows.
 
     Args:
         study: The study, which trains the students.
@@ -63,18 +48,16 @@ def add_missing_teachers(study: Study, names: Iterable[str], own_teachers: OwnTe
         own_teachers: The teachers that can be made, by name.
     """
     for name in names:
-        teacher = own_teachers.get(name)
         missing = _missing_rows(study, name)
-        if teacher is None or not missing:
+        if name not in own_teachers or not missing:
             continue
-        click.echo(f"cross-modal teacher {name} is made")
-        if isinstance(teacher, JoinedTeacher):
-            add_missing_teachers(study, teacher.names, own_teachers)
-            logit_scale, members_of = _stored_members(study, teacher)
-        else:
-            logit_scale, members_of = _trained_members(study, teacher)
+        teacher = own_teachers[name]
+        click.echo(f"cross-modal teacher {name}: {len(teacher.seeds)} students are trained")
+        students = [study.train(teacher.variant, seed) for seed in teacher.seeds]
+        logit_scale = float(np.mean([1 / student.tau for student in students]))
         for modality, split_name in missing:
-            _add_rows(study, name, modality, members_of(split_name), split_name, logit_scale)
+            members = [study.encode(student, split_name) for student in students]
+            _add_rows(study, name, modality, members, split_name, logit_scale)
 
 
 def _missing_rows(study: Study, name: str) -> list[tuple[Modality, str]]:
@@ -91,26 +74,6 @@ def _missing_rows(study: Study, name: str) -> list[tuple[Modality, str]]:
             (modality, split_name) for split_name in index.splits if split_name not in present
         ]
     return missing
-
-
-def _trained_members(study: Study, teacher: StudentTeacher) -> tuple[float, MembersOf]:
-    students = [study.train(teacher.variant, seed) for seed in teacher.seeds]
-    logit_scale = float(np.mean([1 / student.tau for student in students]))
-    return logit_scale, lambda split_name: [study.encode(each, split_name) for each in students]
-
-
-def _stored_members(study: Study, teacher: JoinedTeacher) -> tuple[float, MembersOf]:
-    scales = []
-    for name in teacher.names:
-        image_rows, _ = row_names(name)
-        scales.append(study.store.teachers[image_rows].transform[LOGIT_SCALE])
-
-    def members_of(split_name: str) -> list[SplitEmbeddings]:
-        # Opened again each time: every addition of rows replaces the index.
-        store = study.store
-        return [teacher_embeddings(store, name, split_name) for name in teacher.names]
-
-    return float(np.mean(scales)), members_of
 
 
 def _add_rows(
