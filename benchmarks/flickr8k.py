@@ -26,10 +26,11 @@ from cusa.cli.console import quiet_libraries
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
-from study_experiments import CURVES, EPOCHS, EXPERIMENTS, LEVELS, TEACHERS
+from study_experiments import CURVES, EPOCHS, EXPERIMENTS, LEVELS
 from study_runs import Study, Variant
 from study_tables import experiment_table, temperature_chart
 from study_teachers import add_missing_teachers
+from study_variants import TEACHERS
 from timing import machine
 
 SMOKE = (

@@ -30,6 +30,7 @@ SHARED = {
     "study_runs",
     "study_tables",
     "study_teachers",
+    "study_variants",
     "timing",
 }
 FORKING = {

@@ -138,14 +138,14 @@ def test_a_study_goes_on_after_a_kill_and_repeats_no_run(load, tmp_path, monkeyp
 
 
 def test_students_become_a_teacher_once(load, tmp_path, monkeypatch):
-    script, experiments, runs = load("flickr8k"), load("study_experiments"), load("study_runs")
+    script, runs = load("flickr8k"), load("study_runs")
     teacher = load("study_teachers").StudentTeacher(runs.Variant(), seeds=(7, 9))
-    monkeypatch.setitem(experiments.TEACHERS, "two", teacher)
+    monkeypatch.setitem(script.TEACHERS, "two", teacher)
     variants = {
         "two": runs.Variant(measured="two"),
-        "dr": experiments.taught_alone("dr", "two"),
+        "dr": load("study_variants").taught_alone("dr", "two"),
     }
-    monkeypatch.setitem(experiments.EXPERIMENTS, "dr", variants)
+    monkeypatch.setitem(script.EXPERIMENTS, "cross-modal rules", variants)
     students, train = [], runs.Study.train
 
     def counted(self, variant, seed):
@@ -156,8 +156,8 @@ def test_students_become_a_teacher_once(load, tmp_path, monkeypatch):
     path = make_store(tmp_path / "store")
     settings = ["--epochs", "1", "--set", "train.batch_size=8"]
     encoders = ["--image-encoder", "vision", "--text-encoder", "words"]
-    arguments = [str(path), "--experiments", "dr", *settings, *encoders]
-    CliRunner().invoke(script.main, arguments, catch_exceptions=False)
+    arguments = [str(path), "--experiments", "cross-modal rules", *settings, *encoders]
+    assert CliRunner().invoke(script.main, arguments, catch_exceptions=False).exit_code == 0
     assert [student.config.train.seed for student in students] == [7, 9, 0]
 
     store = EmbeddingStore(path)
