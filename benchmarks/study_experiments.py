@@ -7,7 +7,7 @@ import itertools
 from study_pairs import LABELS, SHUFFLED, TAUGHT
 from study_runs import Variant
 from study_variants import (
-    BY_SHARP_AND_IMAGE,
+    BY_BOTH_FIVES,
     CONTRASTIVE,
     FOUR_EPOCHS,
     IMAGE_CSA,
@@ -164,8 +164,8 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     },
     "cross-modal teachers": {name: Variant(measured=name) for name in TEACHERS},
     "cross-modal rules": {
-        "dr by contrastive-5 and image-5": taught_alone("dr", "[contrastive-5, image-5]", TENTHS),
-        "dr by sharp-5 and image-5": BY_SHARP_AND_IMAGE,
+        "dr by contrastive-5 and image-5": BY_BOTH_FIVES,
+        "dr by sharp-5 and image-5": taught_alone("dr", "[sharp-5, image-5]", TENTHS),
         "hycd by image-5, alpha 0.5": hycd(0.5),
         "hycd by image-5, alpha 0.1": hycd(0.1),
         "dr-sigmoid by image-5": taught_alone("dr-sigmoid", "image-5", *SIGMOID),
@@ -191,12 +191,12 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "CUSA as published": PUBLISHED,
         "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
         "the same, image labels in CSA": Variant(IMAGE_CSA),
-        "dr by sharp-5 and image-5": BY_SHARP_AND_IMAGE,
+        "dr by contrastive-5 and image-5": BY_BOTH_FIVES,
     },
     # The student after the last of 15 epochs: val chooses nothing.
     "last of 15 epochs": {
         "contrastive": last_of_15(CONTRASTIVE),
         "temperature 0.3, alpha 1, beta 5, image labels in CSA": last_of_15(Variant(IMAGE_CSA)),
-        "dr by sharp-5 and image-5": last_of_15(BY_SHARP_AND_IMAGE),
+        "dr by contrastive-5 and image-5": last_of_15(BY_BOTH_FIVES),
     },
 }

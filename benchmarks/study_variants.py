@@ -105,7 +105,7 @@ def dr_over_taus(teachers: str) -> dict[str, Variant]:
 
 AT_A_TENTH = "loss.cross_teacher_taus=[0.1]"
 TENTHS = "loss.cross_teacher_taus=[0.1, 0.1]"
-BY_SHARP_AND_IMAGE = taught_alone("dr", "[sharp-5, image-5]", TENTHS)
+BY_BOTH_FIVES = taught_alone("dr", "[contrastive-5, image-5]", TENTHS)
 # Halfway between true pairs and others: their cosines are 0.49 and 0.09 on split train.
 SIGMOID = (AT_A_TENTH, "loss.dr_sigmoid.teacher_bias=-3")
 
