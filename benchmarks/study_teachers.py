@@ -1,8 +1,8 @@
 """Cross-modal teachers that a study makes itself: students that it has trained, side by side.
 
-No dual encoder needs to be at hand for the rules that are taught by one. A single student that
-teaches another of its kind is born again (Furlanello et al., ICML 2018); several of them side by
-side are an ensemble, whose cosine of an image and a caption is the mean of theirs.
+No dual encoder needs to be at hand for the rules that are taught by one. Students side by side are
+an ensemble, whose cosine of an image and a caption is the mean of theirs; one that they teach is
+born again (Furlanello et al., ICML 2018).
 """
 
 from __future__ import annotations

@@ -52,7 +52,6 @@ FOUR_EPOCHS = Variant((*CONTRASTIVE.settings, "train.epochs=4"))
 
 # Cross-modal teachers that are made of students; seeds are none of those of the runs.
 TEACHERS = {
-    "contrastive-1": StudentTeacher(FOUR_EPOCHS, (100,)),
     "contrastive-5": StudentTeacher(FOUR_EPOCHS, tuple(range(100, 105))),
     "sharp-5": StudentTeacher(Variant(STRONG), tuple(range(100, 105))),
     "image-5": StudentTeacher(Variant(IMAGE_CSA), tuple(range(100, 105))),
