@@ -19,7 +19,7 @@ from study_variants import (
     TEACHERS,
     TEMPERATURES,
     TENTHS,
-    csa_by_image_5,
+    csa_by,
     dr_over_taus,
     hycd,
     last_of_15,
@@ -169,8 +169,11 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "hycd by image-5, alpha 0.5": hycd(0.5),
         "hycd by image-5, alpha 0.1": hycd(0.1),
         "dr-sigmoid by image-5": taught_alone("dr-sigmoid", "image-5", *SIGMOID),
-        "CSA by image-5, temperature 0.1": csa_by_image_5(0.1),
-        "CSA by image-5, temperature 0.2": csa_by_image_5(0.2),
+        "CSA by image-5, temperature 0.1": csa_by("image-5", 0.1),
+        "CSA by image-5, temperature 0.2": csa_by("image-5", 0.2),
+        "CSA by contrastive-5 and image-5, temperature 0.2": csa_by(
+            "[contrastive-5, image-5]", 0.2
+        ),
     },
     "text teachers beside image labels": {
         "mpnet": Variant((*IMAGE_CSA, "data.text_teacher=mpnet")),

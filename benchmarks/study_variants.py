@@ -115,14 +115,14 @@ def hycd(alpha: float) -> Variant:
     return taught_alone("hycd", "image-5", *settings)
 
 
-def csa_by_image_5(tau: float) -> Variant:
-    """Return a variant whose labels of CSA are a cross-modal teacher's, and those of USA as ever.
+def csa_by(teachers: str, tau: float) -> Variant:
+    """Return a variant whose labels of CSA are cross-modal teachers', and those of USA as ever.
 
     USA's labels keep the temperature of 0.3.
     """
     usa = [setting.replace("tau_soft.", "tau_soft_usa.") for setting in SHARP]
     own = ("loss.soft_label_source=cross", "loss.usa_shares_soft=false")
-    return taught_by("image-5", *weights(1, 5), *soft(tau), *usa, *own)
+    return taught_by(teachers, *weights(1, 5), *soft(tau), *usa, *own)
 
 
 def last_of_15(variant: Variant) -> Variant:
