@@ -19,6 +19,8 @@ from study_runs import Variant
 from timing import mean_and_deviation
 
 Rows = list[dict[str, Any]]
+# Temperatures that the figure names.
+TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 TITLES = {
     "rsum": "RSUM",
     "i2t_r1": "i2t R@1",
@@ -104,31 +106,50 @@ def _cell(values: list[float]) -> str:
 
 
 def temperature_chart(
-    curves: Mapping[str, Mapping[str, Variant]], where: Mapping[str, Any], rows: Rows
+    curves: Mapping[str, Mapping[str, Variant]],
+    levels: Mapping[str, Variant],
+    where: Mapping[str, Any],
+    rows: Rows,
 ) -> str:
-    """Draw RSUM over the soft labels' temperature, a line for each experiment, as SVG."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    """Draw RSUM over the soft labels' temperature, as SVG.
+
+    Args:
+        curves: A line of each: its variants by their temperatures.
+        levels: A dashed line of each: variants without a temperature.
+        where: What all runs share.
+        rows: The runs.
+    """
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, variants) in enumerate(curves.items()):
         points = []
         for tau, variant in variants.items():
-            values = [row["figures"]["rsum"] for row in rows_of(variant, where, rows)]
+            values = _rsums(variant, where, rows)
             if values:
                 points.append((float(tau), np.mean(values)))
         if points:
-            axes.plot(*zip(*points, strict=True), ".-", color=COLORS[number], label=name)
+            line = zip(*sorted(points), strict=True)
+            axes.plot(*line, ".-", color=COLORS[number], label=name)
+    for number, (name, variant) in enumerate(levels.items(), len(curves)):
+        values = _rsums(variant, where, rows)
+        if values:
+            axes.axhline(np.mean(values), linestyle="--", color=COLORS[number], label=name)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(list(map(float, next(iter(curves.values())))))
+    axes.set_xticks(TICKS)
     axes.set_xlabel("temperature of the soft labels")
     axes.set_ylabel(f"RSUM on {where['data_set']} {where['split']}")
     axes.grid(alpha=0.2)
     if axes.lines:
-        axes.legend()
+        figure.legend(loc="outside right upper", frameon=False)
     svg = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     # Text as text, and the same ids each time.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
         figure.savefig(svg, format="svg", metadata=no_metadata)
     return svg.getvalue()
+
+
+def _rsums(variant: Variant, where: Mapping[str, Any], rows: Rows) -> list[float]:
+    return [row["figures"]["rsum"] for row in rows_of(variant, where, rows)]

@@ -23,7 +23,17 @@ from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sent
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 BENCHMARKS = Path(cusa.__file__).parent.parent / "benchmarks"
-SHARED = {"no_work", "study_runs", "study_tables", "timing"}  # imported by scripts, no scripts
+# Imported by scripts, no scripts.
+SHARED = {
+    "no_work",
+    "study_experiments",
+    "study_pairs",
+    "study_runs",
+    "study_tables",
+    "study_teachers",
+    "study_variants",
+    "timing",
+}
 FORKING = {
     "crash",
     "damage",

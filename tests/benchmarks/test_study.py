@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import cusa
+from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loader import Batch
 from tests.helpers import make_store
 
@@ -45,7 +46,7 @@ class FivePairs:
 
 
 def test_permuted_labels_are_those_of_another_image_always_the_same(load):
-    pairs = load("study_runs").ControlledPairs(FivePairs(), "permuted", "both")
+    pairs = load("study_pairs").ControlledPairs(FivePairs(), "permuted", "both")
     numbers = np.random.default_rng(0).permutation(len(pairs))
     batch = pairs[numbers]
     label_images = batch.teacher_image[:, 0].long().numpy()
@@ -59,7 +60,7 @@ def test_permuted_labels_are_those_of_another_image_always_the_same(load):
 
 
 def test_controls_know_nothing_but_the_pair_itself(load):
-    controlled_pairs = load("study_runs").ControlledPairs
+    controlled_pairs = load("study_pairs").ControlledPairs
     numbers = np.array([0, 1, 7])
     constant = controlled_pairs(FivePairs(), "constant", "both")[numbers]
     assert len(constant.teacher_image.unique()) == len(constant.teacher_text.unique()) == 1
@@ -81,7 +82,7 @@ def test_controls_know_nothing_but_the_pair_itself(load):
 )
 def test_orders_bring_captions_of_an_image_together_or_in_turn(load, kind, k, images_of_a_batch):
     image_rows = np.repeat(np.arange(20), 5)
-    order = load("study_runs").ImageOrder(
+    order = load("study_pairs").ImageOrder(
         len(image_rows), images_of_a_batch, 0, image_rows=image_rows, kind=kind, k=k
     )
     if kind == "together":
@@ -134,6 +135,44 @@ def test_a_study_goes_on_after_a_kill_and_repeats_no_run(load, tmp_path, monkeyp
     assert len(taken) == 2
     settings = [run["settings"] for run in json.loads(out.read_text())["runs"]]
     assert settings == [list(v.settings) for v in script.EXPERIMENTS["losses"].values()]
+
+
+def test_students_become_a_teacher_once(load, tmp_path, monkeypatch):
+    script, runs = load("flickr8k"), load("study_runs")
+    teacher = load("study_teachers").StudentTeacher(runs.Variant(), seeds=(7, 9))
+    monkeypatch.setitem(script.TEACHERS, "two", teacher)
+    variants = {
+        "two": runs.Variant(measured="two"),
+        "dr": load("study_variants").taught_alone("dr", "two"),
+    }
+    monkeypatch.setitem(script.EXPERIMENTS, "cross-modal rules", variants)
+    students, train = [], runs.Study.train
+
+    def counted(self, variant, seed):
+        students.append(train(self, variant, seed))
+        return students[-1]
+
+    monkeypatch.setattr(runs.Study, "train", counted)
+    path = make_store(tmp_path / "store")
+    settings = ["--epochs", "1", "--set", "train.batch_size=8"]
+    encoders = ["--image-encoder", "vision", "--text-encoder", "words"]
+    arguments = [str(path), "--experiments", "cross-modal rules", *settings, *encoders]
+    assert CliRunner().invoke(script.main, arguments, catch_exceptions=False).exit_code == 0
+    assert [student.config.train.seed for student in students] == [7, 9, 0]
+
+    store = EmbeddingStore(path)
+    rows = runs.teacher_embeddings(store, "two", "val")
+    study = runs.Study(path, {"student": {"image_encoder": "vision", "text_encoder": "words"}})
+    cosines = []
+    for student in students[:2]:
+        embeddings = study.encode(student, "val")
+        cosines.append(embeddings.text["cross"] @ embeddings.image["cross"].T)
+    # float16 rows.
+    assert (
+        np.abs(rows.text["cross"] @ rows.image["cross"].T - np.mean(cosines, axis=0)).max() < 2e-3
+    )
+    scale = store.teachers["two-text"].transform["logit_scale"]
+    assert scale == pytest.approx(np.mean([1 / student.tau for student in students[:2]]))
 
 
 @pytest.mark.parametrize(
