@@ -69,12 +69,12 @@ class _ChosenTeachers:
     cross: tuple[tuple[str, str], ...] | None
 
     @property
-    def of_images(self) -> list[str]:
+    def image_row_teachers(self) -> list[str]:
         """Return all names that have a row for each image, each once."""
         return list(dict.fromkeys([*self.image, *(image for image, _ in self.cross or ())]))
 
     @property
-    def of_captions(self) -> list[str]:
+    def caption_row_teachers(self) -> list[str]:
         """Return all names that have a row for each caption, each once."""
         return list(dict.fromkeys([*self.text, *(text for _, text in self.cross or ())]))
 
@@ -149,10 +149,10 @@ def _read_tar(
     first_captions = np.searchsorted(pairs.caption_image, np.arange(len(pairs.keys) + 1))
     teachers: dict[str, np.ndarray] = {}
     skipped: set[int] = set()
-    for name in chosen.of_images:
+    for name in chosen.image_row_teachers:
         teachers[name] = tar_set.rows(name, tar)
         skipped.update(_skipped_rows(teachers[name]).tolist())
-    for name in chosen.of_captions:
+    for name in chosen.caption_row_teachers:
         teachers[name] = tar_set.rows(name, tar)
         skipped_captions = _skipped_rows(teachers[name])
         skipped.update(pairs.caption_image[skipped_captions].tolist())
