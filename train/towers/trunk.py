@@ -76,7 +76,8 @@ class Trunk(nn.Module):
         """Set the training mode; a frozen trunk's modules, and BatchNorms, stay in eval mode."""
         super().train(mode)
         # By the statistics of a batch, BatchNorm would change the features that were pretrained.
-        in_eval_mode = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        in_eval_mode: list[nn.Module] = [*norms]
         if self.frozen:
             in_eval_mode += self.modules_run
         for module in in_eval_mode:
