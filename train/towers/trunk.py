@@ -76,11 +76,12 @@ class Trunk(nn.Module):
         """Set the training mode; a frozen trunk's modules, and BatchNorms, stay in eval mode."""
         super().train(mode)
         # By the statistics of a batch, BatchNorm would change the features that were pretrained.
-        in_eval_mode = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.training = False
         if self.frozen:
-            in_eval_mode += self.modules_run
-        for module in in_eval_mode:
-            module.training = False
+            for module in self.modules_run:
+                module.training = False
         return self
 
     def freeze(self, frozen: bool = True) -> None:
