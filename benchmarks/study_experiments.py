@@ -164,6 +164,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     },
     "cross-modal teachers": {name: Variant(measured=name) for name in TEACHERS},
     "cross-modal rules": {
+        "dr by contrastive-5 at its own temperature": taught_alone("dr", "contrastive-5"),
         "dr by contrastive-5 and image-5": BY_BOTH_FIVES,
         "dr by sharp-5 and image-5": taught_alone("dr", "[sharp-5, image-5]", TENTHS),
         "hycd by image-5, alpha 0.5": hycd(0.5),
