@@ -28,7 +28,7 @@ from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
 from study_experiments import CURVES, EPOCHS, EXPERIMENTS, LEVELS
-from study_runs import Study, Variant
+from study_runs import Study, Variant, has_facts
 from study_tables import experiment_table, temperature_chart
 from study_teachers import add_missing_teachers
 from study_variants import TEACHERS
@@ -64,7 +64,7 @@ class Results:
     def find(self, facts: dict[str, Any]) -> dict[str, Any] | None:
         """Return the row of a run with these facts."""
         for row in self.rows:
-            if all(row[name] == value for name, value in facts.items()):
+            if has_facts(row, facts):
                 return row
         return None
 

@@ -27,7 +27,6 @@ from rich.console import Console
 
 from cusa.cli.console import quiet_libraries
 from cusa.data.embeddings import SplitEmbeddings
-from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.eval.metrics.validation import validation_scores
 from cusa.stages.machine import default_workers
@@ -223,9 +222,7 @@ def main(
     results = Results(out)
     variants = experiments(image_tower, text_tower, image_teacher, text_teacher)
     with folder_of(run_dirs) as folder:
-        study = TowerStudy(
-            EmbeddingStore(store), settings, split, judged, folder, n_workers, heads_steps
-        )
+        study = TowerStudy(store, settings, split, judged, folder, n_workers, heads_steps)
         where = {"data_set": study.store.dataset, "split": split, "common": common}
         for seed, student, loss in itertools.product(range(seeds), students, only):
             facts = {**where, **variants[student][loss].facts(), "seed": seed}

@@ -194,8 +194,8 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "contrastive, 2 epochs": Variant((*CONTRASTIVE.settings, "train.epochs=2")),
         "CUSA as published": PUBLISHED,
         "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
-        "the same, 4 epochs": Variant((*STRONG, "train.epochs=4")),
-        "temperature 0.3, alpha 1, beta 5, image labels in CSA": Variant(IMAGE_CSA),
+        "the same, image labels in CSA": Variant(IMAGE_CSA),
+        "temperature 0.3, alpha 1, beta 5, 4 epochs": Variant((*STRONG, "train.epochs=4")),
         "dr by contrastive-5 and image-5": BY_BOTH_FIVES,
     },
     # The student after the last of 15 epochs: val chooses nothing.
