@@ -6,10 +6,11 @@ r"""The study: which settings of the soft labels help, and which of it is the te
 
 Adapters are trained on split train of a store that cusa-precompute made of Flickr8k, with teachers
 efficientnet-lite0, minilm and mpnet. Settings are chosen on val, one row a run: the best epoch by
-val, as cusa-train keeps it. Only ``finals`` is for split test. Figures are written after each run;
-the same command goes on after a kill, and runs that the file has are not repeated, whichever
-experiment they are in. Without --experiments, the tables and the figure of the file are made again.
-Cross-modal teachers that the study makes itself are added to the store.
+val, as cusa-train keeps it. Only ``finals`` and ``last of 15 epochs`` are for split test. Figures
+are written after each run; the same command goes on after a kill, and runs that the file has are
+not repeated, whichever experiment they are in. Without --experiments, the tables and the figure of
+the file are made again. Cross-modal teachers that the study makes itself are added to the store
+once: use a copy of it for other common settings.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
 from study_experiments import CURVES, EPOCHS, EXPERIMENTS, LEVELS
-from study_runs import Study, Variant
+from study_runs import Study, Variant, has_facts
 from study_tables import experiment_table, temperature_chart
 from study_teachers import add_missing_teachers
 from study_variants import TEACHERS
@@ -63,7 +64,7 @@ class Results:
     def find(self, facts: dict[str, Any]) -> dict[str, Any] | None:
         """Return the row of a run with these facts."""
         for row in self.rows:
-            if all(row[name] == value for name, value in facts.items()):
+            if has_facts(row, facts):
                 return row
         return None
 

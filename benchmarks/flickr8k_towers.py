@@ -220,7 +220,10 @@ def main(
     variants = experiments(image_tower, text_tower, image_teacher, text_teacher)
     with folder_of(run_dirs) as folder:
         study = TowerStudy(
-            *(store, settings, split, judged),
+            store,
+            settings,
+            split,
+            judged,
             run_dirs=folder,
             workers=n_workers,
             heads_steps=heads_steps,

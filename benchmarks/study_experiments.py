@@ -164,6 +164,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
     },
     "cross-modal teachers": {name: Variant(measured=name) for name in TEACHERS},
     "cross-modal rules": {
+        "dr by contrastive-5 at its own temperature": taught_alone("dr", "contrastive-5"),
         "dr by contrastive-5 and image-5": BY_BOTH_FIVES,
         "dr by sharp-5 and image-5": taught_alone("dr", "[sharp-5, image-5]", TENTHS),
         "hycd by image-5, alpha 0.5": hycd(0.5),
@@ -193,8 +194,8 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "contrastive, 2 epochs": Variant((*CONTRASTIVE.settings, "train.epochs=2")),
         "CUSA as published": PUBLISHED,
         "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
-        "the same, 4 epochs": Variant((*STRONG, "train.epochs=4")),
-        "temperature 0.3, alpha 1, beta 5, image labels in CSA": Variant(IMAGE_CSA),
+        "the same, image labels in CSA": Variant(IMAGE_CSA),
+        "temperature 0.3, alpha 1, beta 5, 4 epochs": Variant((*STRONG, "train.epochs=4")),
         "dr by contrastive-5 and image-5": BY_BOTH_FIVES,
     },
     # The student after the last of 15 epochs: val chooses nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,12 @@ class Variant:
     def facts(self) -> dict[str, Any]:
         """Return the fields as a row of results holds them."""
         return {**vars(self), "settings": list(self.settings)}
+
+
+def has_facts(row: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Return whether a row of results has these facts; early rows are all of students."""
+    row = {"measured": STUDENT, **row}
+    return all(row[name] == value for name, value in facts.items())
 
 
 @dataclass(frozen=True)
@@ -144,8 +151,8 @@ class Study:
 
     store_path: Path
     settings: dict[str, Any]
-    split: str = "val"
-    judgements: JudgementFile | None = None
+    split: str
+    judgements: JudgementFile | None
 
     @property
     def store(self) -> EmbeddingStore:

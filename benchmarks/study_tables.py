@@ -15,7 +15,7 @@ from rich.table import Table
 from cusa.eval.metrics.bootstrap import interval
 from cusa.eval.report.line_chart import COLORS
 
-from study_runs import Variant
+from study_runs import Variant, has_facts
 from timing import mean_and_deviation
 
 Rows = list[dict[str, Any]]
@@ -36,7 +36,7 @@ TITLES = {
 def rows_of(variant: Variant, where: Mapping[str, Any], rows: Rows) -> Rows:
     """Return a variant's rows under what all runs share, one for each seed."""
     facts = {**where, **variant.facts()}
-    return [row for row in rows if all(row[name] == value for name, value in facts.items())]
+    return [row for row in rows if has_facts(row, facts)]
 
 
 def paired_difference(base: Rows, other: Rows, figure: str) -> tuple[float, list[float]] | None:

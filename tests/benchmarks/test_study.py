@@ -162,7 +162,8 @@ def test_students_become_a_teacher_once(load, tmp_path, monkeypatch):
 
     store = EmbeddingStore(path)
     rows = runs.teacher_embeddings(store, "two", "val")
-    study = runs.Study(path, {"student": {"image_encoder": "vision", "text_encoder": "words"}})
+    towers = {"student": {"image_encoder": "vision", "text_encoder": "words"}}
+    study = runs.Study(path, towers, "val", None)
     cosines = []
     for student in students[:2]:
         embeddings = study.encode(student, "val")
