@@ -21,13 +21,12 @@ from typing import Any
 
 import click
 import numpy as np
-from flickr8k import EXPERIMENTS, Results
+from flickr8k import Results
 from loading import folder_of
 from rich.console import Console
 
 from cusa.cli.console import quiet_libraries
 from cusa.data.embeddings import SplitEmbeddings
-from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.eval.metrics.validation import validation_scores
 from cusa.stages.machine import default_workers
@@ -44,6 +43,7 @@ from cusa.train.trainer import Trainer
 
 from study_runs import Study, Variant
 from study_tables import experiment_table
+from study_variants import CONTRASTIVE, IMAGE_CSA, PUBLISHED, STRONG
 
 _TINY = (
     "{store} --image-tower hf:{vit} --text-tower st:{words} --image-teacher vision "
@@ -55,19 +55,15 @@ STUDENTS = ("two towers", "half-stored", "stored towers")
 HEADS_LR = 1e-3
 HEADS_SEED = 1000
 LOSSES = {
-    name: EXPERIMENTS["finals"][name]
-    for name in (
-        "contrastive",
-        "temperature 0.3, alpha 1, beta 5",
-        "the same, image labels in CSA",
-        "CUSA as published",
-    )
+    "contrastive": CONTRASTIVE,
+    "CUSA as published": PUBLISHED,
+    "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
+    "temperature 0.3, alpha 1, beta 5, image labels in CSA": Variant(IMAGE_CSA),
 }
-
 Experiments = dict[str, dict[str, Variant]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TowerStudy(Study):
     """A study whose students read pictures; each run keeps its folder.
 
@@ -224,7 +220,10 @@ def main(
     variants = experiments(image_tower, text_tower, image_teacher, text_teacher)
     with folder_of(run_dirs) as folder:
         study = TowerStudy(
-            EmbeddingStore(store), settings, split, judged, folder, n_workers, heads_steps
+            *(store, settings, split, judged),
+            run_dirs=folder,
+            workers=n_workers,
+            heads_steps=heads_steps,
         )
         where = {"data_set": study.store.dataset, "split": split, "common": common}
         for seed, student, loss in itertools.product(range(seeds), students, only):
