@@ -24,7 +24,7 @@ from cusa.cli.console import (
 )
 from cusa.cli.inspect_labels import inspect
 from cusa.cli.store_hub import pull, push
-from cusa.cli.store_rows import export, import_
+from cusa.cli.store_rows import export, import_, import_runs
 from cusa.data.errors import SettingError
 from cusa.screen.console import console
 from cusa.stages.machine import pick_device
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
     from cusa.precompute.audit import Audit
 
 PROCESSES_OPTION = click.option(
-    "--processes",
-    type=POSITIVE,
-    default=1,
-    help="Of a set of tars: processes that read its files.",
+    "--processes", type=POSITIVE, default=1, help="Of a set of tars: processes that read its files."
 )
 
 
@@ -296,5 +293,6 @@ def index(folder: Path, dataset: tuple[str, ...], processes: int) -> None:
     print_missing(tars, manifest)
 
 
-for subcommand in (audit, export, import_, index, info, inspect, merge, pull, push, verify):
+COMMANDS = (audit, export, import_, import_runs, index, info, inspect, merge, pull, push, verify)
+for subcommand in COMMANDS:
     main.add_command(subcommand)

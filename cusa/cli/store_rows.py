@@ -1,4 +1,4 @@
-"""``cusa-store export`` and ``cusa-store import``: copy rows out of a store, and add others."""
+"""``cusa-store export``, ``import`` and ``import-runs``: rows of a store for others, and theirs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import click
 
 from cusa.cli.console import (
     DATA_ROOT_OPTION,
+    DEVICE_OPTION,
     DTYPE_OPTION,
     IMAGE_ROOT_OPTION,
     PATH,
     STORE_ARGUMENT,
     choice_option,
     command,
+    quiet_libraries,
 )
 from cusa.cli.data_options import column_options, dataset_option
 from cusa.data.errors import SettingError
@@ -123,6 +125,43 @@ def import_(
     click.echo(f"{teacher}: {split} imported from {rows_path}, {n_skipped:,} skipped")
     if n_unused:
         click.echo(f"note: {n_unused:,} rows of {rows_path} belong to nothing in split {split}")
+    click.echo(f"store: {store_path}")
+
+
+@command("import-runs")
+@STORE_ARGUMENT
+@click.argument("run_dirs", metavar="RUN...", type=PATH, nargs=-1, required=True)
+@click.option("--cross-teacher", required=True, metavar="NAME", help="Name for the teacher.")
+@choice_option("--checkpoint", "best", "last", help="Checkpoint of the runs.")
+@DEVICE_OPTION
+def import_runs(
+    store_path: Path,
+    run_dirs: tuple[Path, ...],
+    cross_teacher: str,
+    checkpoint: str,
+    device: str,
+) -> None:
+    """Add the embeddings of trained students as a cross-modal teacher.
+
+    Those of several RUNs are stored side by side: their cosine is the mean of the students'.
+    """
+    quiet_libraries()
+    from cusa.eval.models.evaluated_models import ComputeOptions
+    from cusa.eval.students_as_teacher import import_students
+    from cusa.stages.machine import default_workers, pick_device
+
+    compute = ComputeOptions(
+        device=pick_device(device),
+        checkpoint=checkpoint,
+        batch_size=256,
+        workers=None,
+        readers=default_workers(inputs_are_stored=False),
+    )
+    imported = import_students(store_path, run_dirs, cross_teacher, compute, lambda *_: None)
+    for teacher, split_name in imported:
+        click.echo(f"{teacher}: {split_name} imported from {len(run_dirs)} runs")
+    if not imported:
+        click.echo(f"{cross_teacher}: all rows are there already")
     click.echo(f"store: {store_path}")
 
 

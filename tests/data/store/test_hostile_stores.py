@@ -245,7 +245,8 @@ def test_datasets_of_other_numbers(index, name, change):
 
 
 @pytest.mark.parametrize(
-    "command", ["info", "verify", "merge", "export", "inspect", "audit", "import"]
+    "command",
+    ["info", "verify", "merge", "export", "inspect", "audit", "import", "import-runs"],
 )
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n" + bytes(600)])
 def test_what_is_no_store_is_one_line_in_every_command(tmp_path, command, content):
@@ -266,6 +267,7 @@ def test_what_is_no_store_is_one_line_in_every_command(tmp_path, command, conten
             "--split",
             "train",
         ),
+        "import-runs": (foreign, tmp_path / "run", "--cross-teacher", "x"),
     }
     assert run_fault("store", command, *arguments.get(command, (foreign,))) == Fault(
         StoreError, path=foreign
