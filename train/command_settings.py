@@ -35,8 +35,9 @@ from cusa.train.saving.student_folder import load_origin
 from cusa.train.settings import shortened
 from cusa.train.stores import open_store
 
-# Settings and sections that later versions added; their defaults change nothing. A sweep's folder
-# is named after its settings; leaving these out keeps the name that earlier versions gave it.
+# Settings that later versions added, and sections of such, which end in a dot; their defaults
+# change nothing. A sweep's folder is named after its settings; leaving these out keeps the name
+# that earlier versions gave it.
 _ADDED_LATER = (
     "data.cross_teacher",
     "loss.cross_teacher_taus",
@@ -48,13 +49,17 @@ _ADDED_LATER = (
     "loss.image_teacher_taus",
     "loss.image_teacher_weights",
     "loss.rule",
+    "loss.rule_weight",
     "loss.self_guide.",
+    "loss.soft_label_modalities",
     "loss.teacher_mean",
     "loss.text_teacher_taus",
     "loss.text_teacher_weights",
     "loss.top_k",
     "loss.xclr.",
     "optim.schedule",
+    "optim.schedule_epochs",
+    "optim.schedule_steps",
     "optim.warmup_steps",
     "student.freeze",
     "student.image",
@@ -280,10 +285,15 @@ def default_sweep_dir(configs: Sequence[Config]) -> Path:
     for config in configs:
         settings = deciding(config)
         for name, default in defaults.items():
-            if name.startswith(_ADDED_LATER) and settings[name] == default:
+            if _was_added_later(name) and settings[name] == default:
                 del settings[name]
         settings_of_runs.append(settings)
     content = repr(settings_of_runs).encode()
     digest = hashlib.sha256(content).hexdigest()
     dataset = open_store(configs[0].data.embeddings).dataset
     return Path("runs") / f"{dataset}-sweep-{digest[:8]}"
+
+
+def _was_added_later(name: str) -> bool:
+    sections = tuple(section for section in _ADDED_LATER if section.endswith("."))
+    return name in _ADDED_LATER or name.startswith(sections)

@@ -6,6 +6,8 @@ import statistics
 import pytest
 
 from cusa.data.errors import SettingError
+from cusa.train.command_settings import default_sweep_dir
+from cusa.train.config import Config, DataConfig
 from cusa.train.saving.run_dir import read_metrics
 from cusa.train.sweep import parse_grid, summarize
 from cusa.train.trainer import Trainer
@@ -32,6 +34,12 @@ def test_values_of_a_list():
     assert [c.name for c in cells[::2]] == [f"{axis}-{name}_loss.terms-usa" for name in names]
     loss = {"soft_label_modalities": ["image", "text"], "terms": ["csa", "usa"]}
     assert cells[3].settings == {"loss": loss}
+
+
+def test_settings_that_came_later_do_not_rename_the_folder_of_a_sweep(tmp_path):
+    """The digest is that of the commit before 51a553d; only an old setting's default changes it."""
+    config = Config(data=DataConfig(embeddings=str(make_store(tmp_path))))
+    assert default_sweep_dir([config]).name == "made-up-sweep-91c57479"
 
 
 @pytest.mark.parametrize(
