@@ -22,13 +22,13 @@ from cusa.data.store.teacher_choice import (
 )
 from cusa.train.config import Config, DataConfig
 from cusa.train.loss.config import MODALITIES, LossConfig
-from cusa.train.loss.rules.registry import RULES
 from cusa.train.loss.rules.requirements import (
     ARTICLES,
     missing_teacher,
     needed_teachers,
     teachers_read,
 )
+from cusa.train.loss.rules.settings import RULES_OF_LOGITS
 from cusa.train.loss.rules.soft_labels import CLIP_TAU
 from cusa.train.saving.provenance import StoredTeacher
 from cusa.train.stores import Store
@@ -175,8 +175,7 @@ def with_logits_of(
     Raises:
         SettingError: If the rule needs a bias, and the store has none that is that of all.
     """
-    rule = RULES.get(loss.rule)
-    if rule is None or not rule.takes_logits:
+    if loss.rule not in RULES_OF_LOGITS:
         return loss
     taus: list[float] = []
     scales = list(map(logit_scale, cross_rows))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cusa.data.errors import SettingError
 from cusa.train.loss.rules.settings import (
+    RULES_OF_LOGITS,
     DrSigmoidConfig,
     FeaturesConfig,
     GuideConfig,
@@ -255,12 +256,14 @@ class LossConfig:
             )
 
     def _check_cross_teacher_taus(self) -> None:
-        """Refuse temperatures of cross-modal teachers for a loss whose CSA alone has these."""
-        has_cross_csa = "csa" in self.terms and self.soft_label_source == "cross"
-        if self.cross_teacher_taus and has_cross_csa and self.rule == "cusa":
+        """Refuse temperatures of cross-modal teachers that CSA, which has its own, would ignore."""
+        is_of_cross_teachers = "csa" in self.terms and self.soft_label_source == "cross"
+        has_logits = self.rule in RULES_OF_LOGITS
+        if self.cross_teacher_taus and is_of_cross_teachers and not has_logits:
             raise SettingError(
-                "are the temperatures of rules that take teachers' logits, and loss.rule=cusa is "
-                "none; CSA with soft_label_source=cross has tau_soft, as with other sources",
+                f"are temperatures for the rules {', '.join(RULES_OF_LOGITS)}, and rule is "
+                f"{self.rule}; CSA with soft_label_source=cross has tau_soft: set tau_soft, or "
+                "leave cross_teacher_taus out",
                 name="cross_teacher_taus",
             )
 

@@ -634,6 +634,10 @@ def test_rows_that_a_rule_lacks_or_cannot_use_are_refused(settings, rows, name):
         ({"text_teacher_weights": (1, 0)}, "text_teacher_weights"),
         ({"cross_teacher_taus": (0.0,)}, "cross_teacher_taus"),
         ({"cross_teacher_taus": (0.1,), "soft_label_source": "cross"}, "cross_teacher_taus"),
+        (
+            {"cross_teacher_taus": (0.1,), "soft_label_source": "cross", "rule": "guide"},
+            "cross_teacher_taus",
+        ),
         ({"image_teacher_taus": (0.1,), "teacher_mean": "similarities"}, "image_teacher_taus"),
         ({"hycd": {"alpha": 1.1}}, "hycd.alpha"),
         (

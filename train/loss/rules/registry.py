@@ -30,22 +30,19 @@ class Rule(NamedTuple):
             (``"signs"``).
         function: The function of a tile.
         divergence: How the student's distributions are compared with the targets.
-        takes_logits: Whether the targets are made of the cross-modal teachers' own logits, at the
-            temperatures and with the bias that these were trained with.
     """
 
     gives: Literal["labels", "mask", "signs"]
     function: Callable[[Tile, LossConfig], Tensor]
     divergence: Divergence = "cross_entropy"
-    takes_logits: bool = False
 
 
 RULES: dict[RuleName, Rule] = {
     "cwcl": Rule("labels", cwcl_labels),
     "xclr": Rule("labels", xclr_labels),
-    "hycd": Rule("labels", hycd_labels, divergence="kl", takes_logits=True),
-    "dr": Rule("labels", dr_labels, takes_logits=True),
-    "dr-sigmoid": Rule("signs", sigmoid_signs, takes_logits=True),
+    "hycd": Rule("labels", hycd_labels, divergence="kl"),
+    "dr": Rule("labels", dr_labels),
+    "dr-sigmoid": Rule("signs", sigmoid_signs),
     "features": Rule("labels", interactive_labels),
     "guide": Rule("mask", guide_mask),
     "self-guide": Rule("mask", self_guide_mask),

@@ -19,6 +19,9 @@ RuleName = Literal[
     "self-guide",
     "features",
 ]
+# The rules whose targets are made of the cross-modal teachers' own logits, at the temperatures and
+# with the bias that these were trained with.
+RULES_OF_LOGITS: tuple[RuleName, ...] = ("hycd", "dr", "dr-sigmoid")
 GuideTeacher = Literal["image", "text", "both", "either", "cross"]
 
 
