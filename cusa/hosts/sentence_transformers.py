@@ -26,6 +26,7 @@ from cusa.data.errors import RunError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.teacher_choice import TeacherNames
 from cusa.hosts.pairs import SplitTeachers, usable_captions
+from cusa.hosts.unused_features import with_gradients_of
 from cusa.train.loss.config import LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
 
@@ -109,19 +110,21 @@ class StoredSoftLabelLoss(nn.Module):
             DataError: If the pairs belong to several splits.
         """
         images, texts = (self.model(features) for features in sentence_features)
+        uni_image_features = images.get(UNI_IMAGE, images["sentence_embedding"])
+        uni_text_features = texts.get(UNI_TEXT, texts["sentence_embedding"])
         teachers = self.teachers.rows(labels)
         terms = self.cusa(
             images["sentence_embedding"],
             texts["sentence_embedding"],
-            images.get(UNI_IMAGE, images["sentence_embedding"]),
-            texts.get(UNI_TEXT, texts["sentence_embedding"]),
+            uni_image_features,
+            uni_text_features,
             teachers.image,
             teachers.text,
             teachers.image_ids,
             cross_teachers=teachers.cross,
         )
         # Not a dictionary of the terms: the trainer would sum them, and only total has gradients.
-        return terms.total
+        return with_gradients_of(terms.total, uni_image_features, uni_text_features)
 
     @property
     def citation(self) -> str:

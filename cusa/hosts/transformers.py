@@ -17,6 +17,7 @@ from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.teacher_choice import TeacherNames
 from cusa.hosts.pairs import SplitTeachers, usable_captions
+from cusa.hosts.unused_features import with_gradients_of
 from cusa.train.loss.config import LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.teacher_set import MaybeRows
@@ -78,18 +79,20 @@ class SoftLabelModel(nn.Module):
         text_features = _features(
             self.encoder.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         )
+        uni_image_features = self.heads["uni_image"](image_features)
+        uni_text_features = self.heads["uni_text"](text_features)
         terms = self.loss(
             self.heads["image"](image_features),
             self.heads["text"](text_features),
-            self.heads["uni_image"](image_features),
-            self.heads["uni_text"](text_features),
+            uni_image_features,
+            uni_text_features,
             teacher_image,
             teacher_text,
             image_ids,
             cross_teachers=cross_teachers,
         )
         return {
-            "loss": terms.total,
+            "loss": with_gradients_of(terms.total, uni_image_features, uni_text_features),
             "contrastive": terms.contrastive,
             "csa": terms.csa,
             "usa": terms.usa,

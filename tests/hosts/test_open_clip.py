@@ -313,6 +313,16 @@ def test_the_gradient_is_that_of_the_sum(tiny_clip, folder):
         torch.testing.assert_close(got[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_a_head_without_soft_labels_has_the_gradient_that_ddp_asks_for(tiny_clip, folder):
+    from open_clip import ClipLoss
+
+    soft_labels = add_soft_labels(tiny_clip, LossConfig(soft_label_modalities=("image",)))
+    teachers, images, _, _, texts = _labelled_batch(folder, 4)
+    got = _gradients(tiny_clip, SoftLabelLoss(ClipLoss(), soft_labels, teachers), images, texts)
+    assert [name for name, gradient in got.items() if gradient is None] == []
+    assert not got["soft_labels.uni_heads.text.1.weight"].any()
+
+
 def _rank(rank, model, folder, results):
     torch.set_num_threads(1)
     from open_clip import ClipLoss

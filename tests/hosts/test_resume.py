@@ -49,6 +49,15 @@ def test_a_text_teacher_alone_trains_the_text_direction(tmp_path, host):
     assert math.isfinite(trainer.evaluate()["eval_loss"])
 
 
+@pytest.mark.parametrize("host", [hugging_face, sentence_transformers])
+def test_heads_without_soft_labels_have_the_gradients_that_ddp_asks_for(tmp_path, host):
+    trainer, module = host(make_inputs(tmp_path, teachers=("words",)), tmp_path / "run", 1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, batch).backward()
+    lacking = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert lacking == []
+
+
 def test_a_checkpoint_without_temperatures_is_refused(tmp_path, inputs):
     trainer, _ = sentence_transformers(inputs, tmp_path, 2)
     trainer.train()

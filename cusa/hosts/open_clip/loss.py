@@ -11,6 +11,7 @@ from torch.func import functional_call
 from cusa.data.errors import DataError
 from cusa.hosts.open_clip.model import SoftLabels
 from cusa.hosts.pairs import SplitTeachers
+from cusa.hosts.unused_features import with_gradients_of
 from cusa.train.loss.config import column_divisor
 
 
@@ -105,7 +106,7 @@ class SoftLabelLoss(nn.Module):
             n_pairs *= torch.distributed.get_world_size()
         scale = column_divisor("cross_entropy", self.config.contrastive_scaling, n_pairs)
         losses = {}
-        first_term = terms.total
+        first_term = with_gradients_of(terms.total, *features)
         first_name, *names = self.cusa.config.summed_terms
         for name in names:
             value = getattr(terms, name)
