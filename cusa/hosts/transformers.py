@@ -153,8 +153,8 @@ class SoftLabelCollator:
         processor: The encoder's processor, which takes ``images`` and ``text``.
         image_teacher: Name or names of the image teachers; by default the only one there is.
         text_teacher: Name or names of the text teachers; by default the only one there is.
-        cross_teacher: Name or names of the cross-modal teachers, if the loss needs one; an empty
-            list: the only one there is.
+        cross_teacher: Name or names of the cross-modal teachers; ``None``: the only one there is if
+            ``config`` needs it, or else none; an empty list: the only one there is.
         config: Settings of the loss, which tell the teachers that it needs; ``None``: those of both
             modalities.
     """

@@ -92,9 +92,10 @@ def with_teachers(
     sample gets ``"image_teacher"``, ``[dim]``, and ``"text_teacher"``: ``[dim]``, or
     ``[n_captions, dim]`` if captions are a field of the ``.json`` file, without a row for a blank
     caption. Of several teachers, the field is a tuple in their order. ``"cross_teachers"`` is a
-    tuple of the image row and the text row of each cross-modal teacher. torch's ``default_collate``
-    makes of these what :class:`cusa.CUSALoss` takes. Samples that the set left out, or that a
-    teacher skipped, are dropped.
+    tuple of the image row and the text row of each cross-modal teacher. If captions are files
+    ``.txt``, torch's ``default_collate`` makes of these what :class:`cusa.CUSALoss` takes; if they
+    are a field of the ``.json`` file, choose a caption of each sample, and its row, before.
+    Samples that the set left out, or that a teacher skipped, are dropped.
 
     Args:
         tar_set: The set.

@@ -51,7 +51,7 @@ def compare_teachers(
     """Compare teachers on the first batches of a training run, or on the first pairs of these.
 
     At most :data:`MOST_IN_BATCH` pairs of a batch are compared, and about :data:`MOST_PAIRS` in
-    all: batches are shuffled, so that they are a sample. Rows of no others are read.
+    all: batches are shuffled, so that they are a sample. No other rows are read.
 
     Args:
         split: The split, whose pairs have rows of all teachers.
@@ -62,16 +62,16 @@ def compare_teachers(
     """
     n_in_batch = min(split.order.batch_size, MOST_IN_BATCH)
     n_batches = min(n_batches, math.ceil(MOST_PAIRS / n_in_batch))
-    pair_numbers = [batch[:n_in_batch] for batch in split.batches(n_batches)]
+    compared_pairs = [batch[:n_in_batch] for batch in split.batches(n_batches)]
     batches = []
-    for number, numbers_in_batch in enumerate(pair_numbers, 1):
-        images, captions = split.pairs.rows(numbers_in_batch)
+    for number, pairs_of_batch in enumerate(compared_pairs, 1):
+        images, captions = split.pairs.rows(pairs_of_batch)
         similarities = [teacher.similarity(images, captions) for teacher in teachers]
         image_ids = torch.from_numpy(images)
         batches.append(_compare_on_batch(similarities, image_ids, temperatures))
         advance("comparison", number, n_batches)
 
-    images, captions = split.pairs.rows(np.concatenate(pair_numbers))
+    images, captions = split.pairs.rows(np.concatenate(compared_pairs))
     return Comparison(
         teachers=_compared_teachers(teachers, batches, temperatures),
         pairs=_teacher_pairs(teachers, batches),

@@ -204,7 +204,7 @@ def products(
 
 
 class _OwnProducts(torch.autograd.Function):
-    """Products of rows with each other; autograd's own backward pass would multiply twice."""
+    """Products ``[N, N]`` of rows ``[N, d]``; autograd's own backward pass would multiply twice."""
 
     @staticmethod
     def forward(

@@ -76,8 +76,9 @@ class Trunk(nn.Module):
         """Set the training mode; a frozen trunk's modules, and BatchNorms, stay in eval mode."""
         super().train(mode)
         # By the statistics of a batch, BatchNorm would change the features that were pretrained.
-        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
-        in_eval_mode: list[nn.Module] = [*norms]
+        in_eval_mode: list[nn.Module] = [
+            module for module in self.modules() if isinstance(module, _BatchNorm)
+        ]
         if self.frozen:
             in_eval_mode += self.modules_run
         for module in in_eval_mode:
