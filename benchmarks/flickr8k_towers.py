@@ -14,7 +14,9 @@ repeated.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,16 +72,20 @@ class TowerStudy(Study):
         run_dirs: Where the runs' folders are.
         workers: Processes that read batches.
         heads_steps: Steps that train the heads alone, with frozen towers, before both.
+        common: What all runs of the command share, as their rows say it.
     """
 
     run_dirs: Path
     workers: int
     heads_steps: int
+    common: list[str]
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Train one run, or the rest of it, and measure its best student by val, or its last."""
         config = self._config(variant, seed)
-        run_dir = self.run_dirs / f"{_folder_name(variant)}-seed{seed}"
+        # Runs with other common settings, as of fewer steps, are none to go on from.
+        digest = hashlib.sha256(json.dumps(self.common).encode()).hexdigest()[:8]
+        run_dir = self.run_dirs / f"{_folder_name(variant)}-{digest}-seed{seed}"
         seconds = 0.0
         if self.heads_steps and not config.student.is_adapter:
             heads_dir = run_dir.with_name(f"{run_dir.name}-heads")
@@ -227,6 +233,7 @@ def main(
             run_dirs=folder,
             workers=n_workers,
             heads_steps=heads_steps,
+            common=common,
         )
         where = {"data_set": study.store.dataset, "split": split, "common": common}
         for seed, student, loss in itertools.product(range(seeds), students, only):

@@ -188,6 +188,28 @@ def test_a_row_without_judgements_is_measured_again_with_them(load, tmp_path):
     assert rows == [facts | {"figures": {"rsum": 1.0, "spearman": 2.0}}]
 
 
+def test_runs_with_other_common_settings_have_folders_of_their_own(load, tmp_path, monkeypatch):
+    script, folders = load("flickr8k_towers"), []
+
+    def train(self, config, run_dir):
+        folders.append(run_dir)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.TowerStudy, "_train", train)
+    command = [str(make_store(tmp_path / "store")), "--run-dirs", str(tmp_path / "runs")]
+    command += [
+        "--image-teacher",
+        "vision",
+        "--text-teacher",
+        "words",
+        "--student",
+        "stored towers",
+    ]
+    for steps in (2, 3, 2):
+        CliRunner().invoke(script.main, [*command, "--set", f"train.steps={steps}"])
+    assert folders[0] == folders[2] != folders[1]
+
+
 def test_rows_of_another_machine_say_so(load, tmp_path):
     script, path = load("flickr8k"), tmp_path / "out.json"
     path.write_text('{"machine": {"threads": 96}, "runs": []}')
