@@ -16,14 +16,14 @@ once: use a copy of it for other common settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from cusa.cli.console import quiet_libraries
+from cusa.cli.console import POSITIVE, one_line_errors, quiet_libraries
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
@@ -43,6 +43,9 @@ SMOKE = (
 )
 
 
+Experiments = dict[str, dict[str, Variant]]
+
+
 class Results:
     """The rows of a results file, which is written whenever a row is added.
 
@@ -55,22 +58,23 @@ class Results:
         self._facts = {"machine": machine()}
         self.rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if "runs" not in content:
-                raise click.UsageError(f"{path} is no results of this script; name another --out")
-            self.rows = content.pop("runs")
-            self._facts = content
+            self._facts = _read_results(path)
+            self.rows = self._facts.pop("runs")
+        elif path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
-    def find(self, facts: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the row of a run with these facts."""
-        for row in self.rows:
-            if has_facts(row, facts):
-                return row
-        return None
+    def has(self, facts: dict[str, Any], by_people: bool) -> bool:
+        """Return whether a run with these facts has been measured, by people's judgements, too."""
+        figure = "spearman" if by_people else "rsum"
+        return any(has_facts(row, facts) and figure in row["figures"] for row in self.rows)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a run's row, and write the file: a line for each run."""
-        self.rows.append(row)
+    def add(self, facts: dict[str, Any], measured: dict[str, Any]) -> None:
+        """Add a run's row in place of one with the same facts, and write a line for each run."""
+        row = facts | measured
+        if self._facts.get("machine") != machine():
+            row["machine"] = machine()
+        others = [other for other in self.rows if not has_facts(other, facts)]
+        self.rows = [*others, row]
         if self._path is None:
             return
         facts = json.dumps(self._facts)
@@ -78,6 +82,16 @@ class Results:
         new = self._path.with_suffix(".new")
         new.write_text(f'{facts[:-1]}, "runs": [\n{lines}\n]}}\n', encoding="utf-8")
         new.replace(self._path)
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or "runs" not in content:
+        raise click.UsageError(f"{path} is no results of this script; name another --out")
+    return content
 
 
 def common_settings(
@@ -94,27 +108,35 @@ def common_settings(
     ]
 
 
-def planned(
-    experiments: tuple[str, ...], only: tuple[str, ...], seeds: int
-) -> Iterator[tuple[str, str, Variant, int]]:
-    """Yield experiment, name, variant and seed of the runs, all variants of a seed first."""
+def chosen_variants(experiments: Iterable[str], only: tuple[str, ...]) -> Experiments:
+    """Return the variants of experiments that ``only`` names, or all of them."""
     names = {name for experiment in experiments for name in EXPERIMENTS[experiment]}
     unknown = set(only) - names
     if unknown:
         raise click.UsageError(f"--only {min(unknown)}: no variant of these experiments")
+    chosen: Experiments = {}
     for experiment in experiments:
+        variants = EXPERIMENTS[experiment]
+        chosen[experiment] = {name: variants[name] for name in variants if name in (only or names)}
+    return chosen
+
+
+def planned(experiments: Experiments, seeds: int) -> Iterator[tuple[str, str, Variant, int]]:
+    """Yield experiment, name, variant and seed of the runs, all variants of a seed first."""
+    for experiment, variants in experiments.items():
         for seed in range(seeds):
-            for name, variant in EXPERIMENTS[experiment].items():
-                if not only or name in only:
-                    yield experiment, name, variant, seed
+            for name, variant in variants.items():
+                yield experiment, name, variant, seed
 
 
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path, exists=True))
 @click.option("--experiments", multiple=True, type=click.Choice(list(EXPERIMENTS)))
-@click.option("--only", multiple=True, help="Names of variants; without it, all of them.")
-@click.option("--seeds", default=1)
-@click.option("--epochs", default=EPOCHS)
+@click.option(
+    "--only", multiple=True, help="Names of variants; differences are from the first of them."
+)
+@click.option("--seeds", type=POSITIVE, default=1)
+@click.option("--epochs", type=POSITIVE, default=EPOCHS)
 @click.option("--split", default="val", help="What is measured; test is for finals.")
 @click.option(
     "--judgements", type=click.Path(path_type=Path, exists=True), help="People's, of that split."
@@ -124,6 +146,7 @@ def planned(
 @click.option("--set", "more", multiple=True, metavar="NAME=VALUE", help="A setting of all runs.")
 @click.option("--figure", type=click.Path(path_type=Path), help="RSUM over temperature, as SVG.")
 @click.option("--out", type=click.Path(path_type=Path), help="File of the runs, kept up to date.")
+@one_line_errors
 def main(
     store: Path,
     experiments: tuple[str, ...],
@@ -146,17 +169,19 @@ def main(
     study = Study(store, settings, split, judged)
     results = Results(out)
     where = {"data_set": study.store.dataset, "split": split, "common": common}
-    for experiment, name, variant, seed in planned(experiments, only, seeds):
+    chosen = chosen_variants(experiments, only)
+    for experiment, name, variant, seed in planned(chosen, seeds):
         facts = {**where, **variant.facts(), "seed": seed}
-        if results.find(facts) is None:
+        if not results.has(facts, judged is not None):
             add_missing_teachers(study, variant.cross_teachers, TEACHERS)
-            row = facts | study.run(variant, seed)
-            results.add(row)
-            click.echo(f"{experiment}: {name}, seed {seed}: RSUM {row['figures']['rsum']:.1f}")
-    for experiment in experiments or EXPERIMENTS:
-        table = experiment_table(experiment, EXPERIMENTS[experiment], where, results.rows)
+            measured = study.run(variant, seed)
+            results.add(facts, measured)
+            rsum = measured["figures"]["rsum"]
+            click.echo(f"{experiment}: {name}, seed {seed}: RSUM {rsum:.1f}")
+    for experiment, variants in (chosen or EXPERIMENTS).items():
+        table = experiment_table(experiment, variants, where, results.rows)
         if table.row_count:
-            Console(width=200).print(table)
+            Console(width=220).print(table)
     if figure is not None:
         chart = temperature_chart(CURVES, LEVELS, where, results.rows)
         figure.write_text(chart, encoding="utf-8")

@@ -14,18 +14,20 @@ repeated.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from flickr8k import Results
+from flickr8k import Experiments, Results
 from loading import folder_of
 from rich.console import Console
 
-from cusa.cli.console import quiet_libraries
+from cusa.cli.console import POSITIVE, one_line_errors, quiet_libraries
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.eval.metrics.validation import validation_scores
@@ -60,7 +62,6 @@ LOSSES = {
     "temperature 0.3, alpha 1, beta 5": Variant(STRONG),
     "temperature 0.3, alpha 1, beta 5, image labels in CSA": Variant(IMAGE_CSA),
 }
-Experiments = dict[str, dict[str, Variant]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +72,20 @@ class TowerStudy(Study):
         run_dirs: Where the runs' folders are.
         workers: Processes that read batches.
         heads_steps: Steps that train the heads alone, with frozen towers, before both.
+        common: What all runs of the command share, as their rows say it.
     """
 
     run_dirs: Path
     workers: int
     heads_steps: int
+    common: list[str]
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Train one run, or the rest of it, and measure its best student by val, or its last."""
         config = self._config(variant, seed)
-        run_dir = self.run_dirs / f"{_folder_name(variant)}-seed{seed}"
+        # Runs with other common settings, as of fewer steps, are none to go on from.
+        digest = hashlib.sha256(json.dumps(self.common).encode()).hexdigest()[:8]
+        run_dir = self.run_dirs / f"{_folder_name(variant)}-{digest}-seed{seed}"
         seconds = 0.0
         if self.heads_steps and not config.student.is_adapter:
             heads_dir = run_dir.with_name(f"{run_dir.name}-heads")
@@ -175,7 +180,7 @@ def experiments(
 @click.option(
     "--only", multiple=True, type=click.Choice(list(LOSSES)), default=tuple(LOSSES), help="Losses."
 )
-@click.option("--seeds", default=1)
+@click.option("--seeds", type=POSITIVE, default=1)
 @click.option("--split", default="val", help="What is measured.")
 @click.option(
     "--judgements", type=click.Path(path_type=Path, exists=True), help="People's, of that split."
@@ -191,6 +196,7 @@ def experiments(
     "--run-dirs", type=click.Path(path_type=Path), help="Where runs are kept and resumed."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="File of the runs, kept up to date.")
+@one_line_errors
 def main(
     store: Path,
     students: tuple[str, ...],
@@ -227,18 +233,20 @@ def main(
             run_dirs=folder,
             workers=n_workers,
             heads_steps=heads_steps,
+            common=common,
         )
         where = {"data_set": study.store.dataset, "split": split, "common": common}
         for seed, student, loss in itertools.product(range(seeds), students, only):
             facts = {**where, **variants[student][loss].facts(), "seed": seed}
-            if results.find(facts) is None:
-                row = facts | study.run(variants[student][loss], seed)
-                results.add(row)
-                click.echo(f"{student}: {loss}, seed {seed}: RSUM {row['figures']['rsum']:.1f}")
+            if not results.has(facts, judged is not None):
+                measured = study.run(variants[student][loss], seed)
+                results.add(facts, measured)
+                rsum = measured["figures"]["rsum"]
+                click.echo(f"{student}: {loss}, seed {seed}: RSUM {rsum:.1f}")
     for student in students:
         table = experiment_table(student, variants[student], where, results.rows)
         if table.row_count:
-            Console(width=200).print(table)
+            Console(width=220).print(table)
 
 
 if __name__ == "__main__":

@@ -60,17 +60,23 @@ FAMILIES = {
 
 
 def epochs_and_dropout() -> dict[str, Variant]:
-    """Return variants of all families, by their names, numbers of epochs and dropout."""
+    """Return variants of all families, by their names, numbers of epochs and dropout.
+
+    Names say what a variant sets itself: with other --epochs, the others have these.
+    """
     variants = {}
     places = itertools.product(FAMILIES.items(), (2, 3, 4, 6, 10), (0.1, 0.3, 0.5))
     for (name, settings), epochs, dropout in places:
+        words = [name]
         # What all runs have anyway is left out: no run is taken twice.
         more = []
         if epochs != EPOCHS:
+            words.append(f"{epochs} epochs")
             more.append(f"train.epochs={epochs}")
         if dropout != DROPOUT:
+            words.append(f"dropout {dropout}")
             more.append(f"student.dropout={dropout}")
-        variants[f"{name}, {epochs} epochs, dropout {dropout}"] = Variant((*settings, *more))
+        variants[", ".join(words)] = Variant((*settings, *more))
     return variants
 
 

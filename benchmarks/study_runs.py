@@ -76,8 +76,7 @@ class Variant:
 
 
 def has_facts(row: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
-    """Return whether a row of results has these facts; early rows are all of students."""
-    row = {"measured": STUDENT, **row}
+    """Return whether a row of results has these facts."""
     return all(row[name] == value for name, value in facts.items())
 
 
@@ -153,6 +152,10 @@ class Study:
     settings: dict[str, Any]
     split: str
     judgements: JudgementFile | None
+
+    def __post_init__(self) -> None:
+        # Refused before anything is trained.
+        self.store.split(self.split)
 
     @property
     def store(self) -> EmbeddingStore:

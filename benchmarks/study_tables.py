@@ -32,6 +32,9 @@ TITLES = {
     "spearman": "Spearman with people",
 }
 
+# Figures whose differences a table has, with their intervals.
+DIFFERENCES = ("rsum", "t2t_r1_cross", "spearman")
+
 
 def rows_of(variant: Variant, where: Mapping[str, Any], rows: Rows) -> Rows:
     """Return a variant's rows under what all runs share, one for each seed."""
@@ -56,7 +59,7 @@ def paired_difference(base: Rows, other: Rows, figure: str) -> tuple[float, list
     values, samples = [], []
     for row in other:
         base_row = base_by_seed.get(row["seed"])
-        if base_row is None or figure not in row["samples"]:
+        if base_row is None or figure not in row["samples"] or figure not in base_row["samples"]:
             continue
         values.append(row["figures"][figure] - base_row["figures"][figure])
         pair = row["samples"][figure], base_row["samples"][figure]
@@ -80,7 +83,10 @@ def experiment_table(
     measured = [row["figures"] for rows in rows_by_name.values() for row in rows]
     names = [name for name in TITLES if measured and all(name in row for row in measured)]
     titles = [TITLES[name] for name in names]
-    table = Table(title, "seeds", "best epoch", "last, val", *titles, "RSUM over the first")
+    resampled = {name for rows in rows_by_name.values() for row in rows for name in row["samples"]}
+    compared = [name for name in DIFFERENCES if name in resampled & set(names)]
+    titles += [f"{TITLES[name]}, over the first" for name in compared]
+    table = Table(title, "seeds", "best epoch", "last, val", *titles)
     base = next(iter(rows_by_name.values()))
     for variant, own_rows in rows_by_name.items():
         if not own_rows:
@@ -89,14 +95,19 @@ def experiment_table(
         for name in names:
             columns.append([row["figures"][name] for row in own_rows])
         epochs = ", ".join(str(row["best_epoch"]) for row in own_rows if "best_epoch" in row)
-        difference = paired_difference(base, own_rows, "rsum")
-        text = ""
-        if difference is not None and own_rows is not base:
-            mean, (low, high) = difference
-            text = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
         cells = [_cell(values) for values in columns]
-        table.add_row(variant, str(len(own_rows)), epochs, *cells, text)
+        if own_rows is not base:
+            cells += [_difference(base, own_rows, name) for name in compared]
+        table.add_row(variant, str(len(own_rows)), epochs, *cells)
     return table
+
+
+def _difference(base: Rows, other: Rows, figure: str) -> str:
+    difference = paired_difference(base, other, figure)
+    if difference is None:
+        return ""
+    mean, (low, high) = difference
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _cell(values: list[float]) -> str:

@@ -35,16 +35,25 @@ def fork_server() -> ForkServerContext:
 def run_script(
     script: Path | str, *arguments: object, cwd: Path, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script, or a module by its name, as ``python`` does; its status and what it printed."""
+    """Run a script, or a module by its name, as ``python`` does; its status and what it printed.
+
+    One that does not end is killed, and the test fails.
+    """
     command = [str(script), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as name:
         streams = [Path(name) / "stdout", Path(name) / "stderr"]
+        for stream in streams:
+            stream.touch()
         arguments_of_run = (command, dict(os.environ), cwd, streams)
         process = fork_server().Process(target=_run, args=arguments_of_run)
         process.start()
         process.join(timeout_s)
-        assert process.exitcode is not None, f"{script} does not end"
+        ends = process.exitcode is not None
+        # Otherwise this process would wait for it at its own end.
+        process.kill()
+        process.join()
         texts = [stream.read_text() for stream in streams]
+    assert ends, f"{script} does not end: {texts}"
     return subprocess.CompletedProcess(command, process.exitcode, *texts)
 
 

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import cusa
+from cusa.cli.console import INTERRUPTED_STATUS
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loader import Batch
 from tests.helpers import make_store
@@ -127,7 +128,7 @@ def test_a_study_goes_on_after_a_kill_and_repeats_no_run(load, tmp_path, monkeyp
     out = tmp_path / "out.json"
     store = make_store(tmp_path / "store")
     arguments = [str(store), "--experiments", "losses", "--out", str(out)]
-    assert CliRunner().invoke(script.main, arguments).exit_code == 1
+    assert CliRunner().invoke(script.main, arguments).exit_code == INTERRUPTED_STATUS
     assert len(json.loads(out.read_text())["runs"]) == 2
     taken.clear()
     for _ in range(2):
@@ -176,13 +177,73 @@ def test_students_become_a_teacher_once(load, tmp_path, monkeypatch):
     assert scale == pytest.approx(np.mean([1 / student.tau for student in students[:2]]))
 
 
+def test_a_row_without_judgements_is_measured_again_with_them(load, tmp_path):
+    script = load("flickr8k")
+    results, facts = script.Results(tmp_path / "new" / "out.json"), {"seed": 0}
+    results.add(facts, {"figures": {"rsum": 1.0}})
+    assert results.has(facts, by_people=False)
+    assert not results.has(facts, by_people=True)
+    results.add(facts, {"figures": {"rsum": 1.0, "spearman": 2.0}})
+    rows = script.Results(tmp_path / "new" / "out.json").rows
+    assert rows == [facts | {"figures": {"rsum": 1.0, "spearman": 2.0}}]
+
+
+def test_runs_with_other_common_settings_have_folders_of_their_own(load, tmp_path, monkeypatch):
+    script, folders = load("flickr8k_towers"), []
+
+    def train(self, config, run_dir):
+        folders.append(run_dir)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.TowerStudy, "_train", train)
+    command = [str(make_store(tmp_path / "store")), "--run-dirs", str(tmp_path / "runs")]
+    command += [
+        "--image-teacher",
+        "vision",
+        "--text-teacher",
+        "words",
+        "--student",
+        "stored towers",
+    ]
+    for steps in (2, 3, 2):
+        CliRunner().invoke(script.main, [*command, "--set", f"train.steps={steps}"])
+    assert folders[0] == folders[2] != folders[1]
+
+
+def test_rows_of_another_machine_say_so(load, tmp_path):
+    script, path = load("flickr8k"), tmp_path / "out.json"
+    path.write_text('{"machine": {"threads": 96}, "runs": []}')
+    script.Results(path).add({"seed": 0}, {"figures": {}})
+    content = json.loads(path.read_text())
+    assert content["machine"] == {"threads": 96}
+    assert content["runs"][0]["machine"] == script.machine()
+
+
+def test_only_chooses_what_differences_are_from(load):
+    script = load("flickr8k")
+    only = ("contrastive, 2 epochs", "CUSA as published")
+    assert list(script.chosen_variants(["finals"], only)["finals"]) == list(only)
+    assert script.chosen_variants(["finals"], ())["finals"] == script.EXPERIMENTS["finals"]
+
+
+@pytest.mark.parametrize("content", ["{}", "3", '{"runs": ['])
+def test_files_that_are_no_results_are_refused(load, tmp_path, content):
+    other, store = tmp_path / "other.json", make_store(tmp_path / "store")
+    other.write_text(content)
+    assert CliRunner().invoke(load("flickr8k").main, [str(store), "--out", str(other)]).exit_code
+    assert other.read_text() == content
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--out", "{other}"], ["--experiments", "losses", "--only", "no such variant"]]
+    "arguments", [["--only", "no such variant"], ["--split", "nosuch"], ["--seeds", "0"]]
 )
-def test_other_files_and_unknown_variants_are_refused(load, tmp_path, arguments):
-    other = tmp_path / "other.json"
-    other.write_text("{}")
-    store = make_store(tmp_path / "store")
-    given = [argument.format(other=other) for argument in arguments]
-    assert CliRunner().invoke(load("flickr8k").main, [str(store), *given]).exit_code == 2
-    assert other.read_text() == "{}"
+def test_wrong_arguments_are_refused_before_anything_is_trained(
+    load, tmp_path, monkeypatch, arguments
+):
+    taken = []
+    monkeypatch.setattr(load("study_runs").Study, "train", taken.append)
+    command = [str(make_store(tmp_path / "store")), "--experiments", "losses", *arguments]
+    done = CliRunner().invoke(load("flickr8k").main, command)
+    assert isinstance(done.exception, SystemExit)
+    assert done.exit_code
+    assert not taken

@@ -1,6 +1,7 @@
 """A few cases of every target, and that the harness tells every kind of fault."""
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -114,3 +115,11 @@ def test_one_case_is_run_by_its_number(tmp_path):
     done = run_script("tests.fuzz", "--only", "ids/json", "--case", 7, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "1 cases" in done.stdout
+
+
+def test_a_script_that_does_not_end_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    with pytest.raises(AssertionError, match="begun"):
+        run_script(script, cwd=tmp_path, timeout_s=1)
+    assert not multiprocessing.active_children()
