@@ -48,6 +48,7 @@ PUBLISHED = Variant()
 SHARP = soft(0.3)
 STRONG = (*weights(1, 5), *SHARP)
 IMAGE_CSA = (*STRONG, "loss.soft_label_source=image")
+IMAGES_ALONE = (*STRONG, "loss.soft_label_modalities=[image]")
 FOUR_EPOCHS = Variant((*CONTRASTIVE.settings, "train.epochs=4"))
 
 # Cross-modal teachers that are made of students; seeds are none of those of the runs.
