@@ -74,7 +74,8 @@ def _model_lines(trainer: Trainer) -> list[str]:
     batch_size = setup.data.pairs_in_loss
     terms = ", ".join(loss_config.term_titles)
     if loss_config.only_modality is not None:
-        terms += f" (soft labels of {loss_config.only_modality}s alone)"
+        taught_terms = " and ".join(loss_config.terms_by_modality)
+        terms += f" ({taught_terms} with soft labels of {loss_config.only_modality}s alone)"
     effective_weights = loss_config.effective_weights(batch_size).values()
     weighted = zip(loss_config.term_titles, effective_weights, strict=True)
     weights = ", ".join(f"{title} {weight:g}" for title, weight in weighted)

@@ -186,7 +186,7 @@ IMAGES_ALONE = ("--set", "loss.soft_label_modalities=[image]")
 def test_a_run_with_soft_labels_of_images_alone_reads_no_text_teacher(index, whole, tmp_path):
     run_dir = tmp_path / "run"
     out = run_ok("train", *_args(index, run_dir, *BOTH, *IMAGES_ALONE))
-    assert "contrastive, csa, usa (soft labels of images alone)" in out
+    assert "contrastive, csa, usa (csa and usa with soft labels of images alone)" in out
     config, provenance = load_run(run_dir)
     assert config.data.text_teacher == "words"
     assert provenance.teacher_names() == {"image": "vision, eyes"}
@@ -220,6 +220,12 @@ def test_a_store_with_teachers_of_one_modality(tmp_path, modality):
     with pytest.raises(StoreError):
         Teachers(store, "train", config=wrong.loss)
     assert getattr(Teachers(store, "train", config=both.loss).rows([0]), other) is None
+
+
+def test_terms_that_take_other_labels_are_not_said_to_have_those_of_one_modality():
+    loss = LossConfig(rule="guide", soft_label_modalities=("image",), soft_label_source="image")
+    assert loss.terms_by_modality == ("usa",)
+    assert replace(loss, terms=("csa",)).only_modality is None
 
 
 def test_rows_are_those_that_a_loss_needs(store):

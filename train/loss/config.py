@@ -278,12 +278,17 @@ class LossConfig:
         return self.terms if self.rule == "cusa" else (*self.terms, self.rule)
 
     @property
+    def terms_by_modality(self) -> tuple[str, ...]:
+        """Return the names of the terms that take soft labels by ``soft_label_modalities``."""
+        names = {"usa", "cwcl"}
+        if self.soft_label_source == "each":
+            names.add("csa")
+        return tuple(name for name in self.term_titles if name in names)
+
+    @property
     def only_modality(self) -> Modality | None:
         """Return the modality that alone gives CSA, USA or cwcl soft labels, if it is one alone."""
-        follows_modalities = "usa" in self.terms or self.rule == "cwcl"
-        if "csa" in self.terms and self.soft_label_source == "each":
-            follows_modalities = True
-        if follows_modalities and len(self.soft_label_modalities) == 1:
+        if self.terms_by_modality and len(self.soft_label_modalities) == 1:
             return self.soft_label_modalities[0]
         return None
 
