@@ -57,11 +57,9 @@ class Results:
         self._path = path
         self._facts = {"machine": machine()}
         self.rows: list[dict[str, Any]] = []
-        if path is not None and path.exists():
-            self._facts = _read_results(path)
-            self.rows = self._facts.pop("runs")
-        elif path is not None:
+        if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._read(path)
 
     def has(self, facts: dict[str, Any], by_people: bool) -> bool:
         """Return whether a run with these facts has been measured, by people's judgements, too."""
@@ -70,6 +68,9 @@ class Results:
 
     def add(self, facts: dict[str, Any], measured: dict[str, Any]) -> None:
         """Add a run's row in place of one with the same facts, and write a line for each run."""
+        if self._path is not None:
+            # Another process may have added some since.
+            self._read(self._path)
         row = facts | measured
         if self._facts.get("machine") != machine():
             row["machine"] = machine()
@@ -82,6 +83,11 @@ class Results:
         new = self._path.with_suffix(".new")
         new.write_text(f'{facts[:-1]}, "runs": [\n{lines}\n]}}\n', encoding="utf-8")
         new.replace(self._path)
+
+    def _read(self, path: Path) -> None:
+        if path.exists():
+            self._facts = _read_results(path)
+            self.rows = self._facts.pop("runs")
 
 
 def _read_results(path: Path) -> dict[str, Any]:

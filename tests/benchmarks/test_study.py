@@ -210,6 +210,13 @@ def test_runs_with_other_common_settings_have_folders_of_their_own(load, tmp_pat
     assert folders[0] == folders[2] != folders[1]
 
 
+def test_two_processes_keep_each_others_rows(load, tmp_path):
+    script, path = load("flickr8k"), tmp_path / "out.json"
+    for seed, results in enumerate([script.Results(path), script.Results(path)]):
+        results.add({"seed": seed}, {"figures": {}})
+    assert [row["seed"] for row in script.Results(path).rows] == [0, 1]
+
+
 def test_rows_of_another_machine_say_so(load, tmp_path):
     script, path = load("flickr8k"), tmp_path / "out.json"
     path.write_text('{"machine": {"threads": 96}, "runs": []}')
