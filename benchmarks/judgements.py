@@ -63,8 +63,7 @@ def measure(
     encoders = {"image": student["image_encoder"], "text": student["text_encoder"]}
     sources = student_sources(store, "test", config, encoders)
     embeddings = encode_split(loaded.student, sources, "cpu")
-    view, skipped = store.split("test"), store.skipped("test")
-    split = EvaluatedSplit(store.dataset, view, store.image_root, *skipped, store)
+    split = EvaluatedSplit.from_store(store, "test")
     rows = rows_in_split(judgements, split)
     judged = match_judgements(judgements, split, rows, embeddings)
     heads, _ = measure_heads(embeddings, {judgements.kind: judged}, split.title, Scoring())

@@ -194,14 +194,12 @@ class Study:
 
     def measure(self, embeddings: SplitEmbeddings) -> dict[str, Any]:
         """Measure embeddings of the split by its labels and, if there are any, by judgements."""
-        store = self.store
-        view, skipped = store.split(self.split), store.skipped(self.split)
+        split = EvaluatedSplit.from_store(self.store, self.split)
         is_final = self.split == "test"
         scoring = Scoring(bootstrap=BOOTSTRAP if is_final else NO_BOOTSTRAP)
-        metrics, rankings = measure_split(embeddings, view, "uni", scoring=scoring)
+        metrics, rankings = measure_split(embeddings, split.view, "uni", scoring=scoring)
         figures, samples = _by_labels(metrics, rankings, is_final)
         if self.judgements is not None:
-            split = EvaluatedSplit(store.dataset, view, store.image_root, *skipped, store)
             by_people, agreement = _by_people(self.judgements, split, embeddings)
             figures |= by_people
             samples["spearman"] = resampled_spearman(agreement, BOOTSTRAP)

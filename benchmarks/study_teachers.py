@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import click
-import numpy as np
 
 from cusa.data.store.index import read_index
 from cusa.eval.students_as_teacher import (
-    import_side_by_side,
+    Ensemble,
+    Member,
+    import_ensemble,
     lacking_modalities,
-    students_sha256,
-    teacher_settings,
 )
+from cusa.precompute.teachers.base import weights_digest
 
 from study_runs import Study, Variant
 
@@ -57,13 +57,15 @@ def add_missing_teachers(
 def _add_teacher(study: Study, name: str, teacher: StudentTeacher) -> None:
     click.echo(f"cross-modal teacher {name}: {len(teacher.seeds)} students are trained")
     students = [study.train(teacher.variant, seed) for seed in teacher.seeds]
-    logit_scale = float(np.mean([1 / student.tau for student in students]))
-    weights = students_sha256(student.student for student in students)
+    captions = study.store.teachers[study.settings["student"]["text_encoder"]]
+    members = []
+    for student in students:
+        digest = weights_digest(student.student)
+        members.append(Member(digest, student.tau, captions.normalizer))
+    ensemble = Ensemble(name, tuple(members))
     for split_name in _splits_without(study, name):
-        members = [study.encode(student, split_name) for student in students]
-        for modality in lacking_modalities(study.store_path, name, split_name):
-            settings = teacher_settings(name, modality, members, logit_scale, weights)
-            import_side_by_side(study.store_path, split_name, settings, members)
+        embeddings = [study.encode(student, split_name) for student in students]
+        import_ensemble(study.store_path, split_name, ensemble, embeddings)
 
 
 def _splits_without(study: Study, name: str) -> list[str]:

@@ -7,13 +7,12 @@ student that has such a teacher is born again (Furlanello et al., ICML 2018).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import RunError, SettingError, StoreError
@@ -27,9 +26,83 @@ from cusa.eval.evaluators.split_embeddings import split_embeddings
 from cusa.eval.evaluators.splits import EvaluatedSplit
 from cusa.eval.models.embedding_providers import Advance
 from cusa.eval.models.evaluated_models import ComputeOptions, EvaluatedModel
-from cusa.precompute.teachers.base import weights_digest
 from cusa.train.saving.run_dir import read_history
 from cusa.train.student_config import MODALITIES, Modality
+
+
+@dataclass(frozen=True)
+class Member:
+    """A student of an ensemble.
+
+    Attributes:
+        weights_sha256: sha256 (hex) of its weights.
+        tau: Temperature of its cosines.
+        normalizer: Normaliser of its captions.
+    """
+
+    weights_sha256: str
+    tau: float
+    normalizer: str
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Trained students, side by side, as a cross-modal teacher.
+
+    Attributes:
+        name: The teacher's name; its rows are ``NAME-image`` and ``NAME-text``.
+        members: The students.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+
+    @property
+    def weights_sha256(self) -> str:
+        """Return the sha256 (hex) over the weights of all students, in their order."""
+        digests = [member.weights_sha256 for member in self.members]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def settings(
+        self,
+        modality: Modality,
+        dim: int,
+    ) -> TeacherSettings:
+        """Return what a store records of the rows of a modality.
+
+        What the mean cosine is multiplied by is the students' mean 1 / temperature.
+        """
+        scales = [1 / member.tau for member in self.members]
+        normalizers = dict.fromkeys(member.normalizer for member in self.members)
+        return TeacherSettings(
+            modality=modality,
+            model_id=self.name,
+            weights_sha256=self.weights_sha256,
+            transform={
+                "imported": True,
+                CROSS_TEACHER: self.name,
+                LOGIT_SCALE: float(np.mean(scales)),
+            },
+            normalizer="+".join(normalizers) if modality == "text" else "none",
+            precision="unknown",
+            dim=dim,
+            dtype="float16",
+            normalized=True,
+        )
+
+
+def lacking_modalities(
+    store_path: Path,
+    cross_teacher: str,
+    split_name: str,
+) -> list[Modality]:
+    """Return the modalities of which a store lacks a cross-modal teacher's rows for a split."""
+    teachers = read_index(store_path).teachers
+    lacking: list[Modality] = []
+    for modality, name in zip(MODALITIES, row_names(cross_teacher), strict=True):
+        if name not in teachers or split_name not in teachers[name].shards:
+            lacking.append(modality)
+    return lacking
 
 
 def import_students(
@@ -41,9 +114,10 @@ def import_students(
 ) -> list[tuple[str, str]]:
     """Add the embeddings of trained students to a store, as the rows of one cross-modal teacher.
 
-    Embeddings are those of the cross-modal heads, for every split. An image or caption that one of
-    the students cannot embed is recorded as skipped. What an interrupted call has added is kept,
-    and the same call goes on.
+    Embeddings are those of the cross-modal heads, for every split. One student at a time is loaded,
+    and all embeddings of one split are in memory. An image or caption that one of the students
+    cannot embed is recorded as skipped. What an interrupted call has added is kept, and the same
+    call goes on.
 
     Args:
         store_path: The store's index.
@@ -62,41 +136,62 @@ def import_students(
     check_name(cross_teacher)
     split_names = list(read_index(store_path).splits)
     models = []
+    members = []
     for run_dir in run_dirs:
-        models.append(EvaluatedModel(str(run_dir), compute, advance))
-    weights = students_sha256(_student(model) for model in models)
-    scale = logit_scale(run_dirs)
-    _refuse_other_rows(store_path, cross_teacher, weights)
+        model = EvaluatedModel(str(run_dir), compute, advance)
+        models.append(model)
+        members.append(_member(model, run_dir))
+        model.release()
+    ensemble = Ensemble(cross_teacher, tuple(members))
+    _refuse_other_rows(store_path, ensemble)
     imported: list[tuple[str, str]] = []
     for split_name in split_names:
-        lacking = lacking_modalities(store_path, cross_teacher, split_name)
-        if not lacking:
+        if not lacking_modalities(store_path, cross_teacher, split_name):
             continue
-        store = EmbeddingStore(store_path)
-        split = EvaluatedSplit(
-            store.dataset,
-            store.split(split_name),
-            store.image_root,
-            *store.skipped(split_name),
-            store,
-        )
-        members = [split_embeddings(model, split) for model in models]
-        for modality in lacking:
-            settings = teacher_settings(cross_teacher, modality, members, scale, weights)
-            teacher = import_side_by_side(store_path, split_name, settings, members)
-            imported.append((teacher, split_name))
+        split = EvaluatedSplit.from_store(EmbeddingStore(store_path), split_name)
+        embeddings = []
+        for model in models:
+            embeddings.append(split_embeddings(model, split))
+            model.release()
+        for name in import_ensemble(store_path, split_name, ensemble, embeddings):
+            imported.append((name, split_name))
     return imported
+
+
+def _member(
+    model: EvaluatedModel,
+    run_dir: Path,
+) -> Member:
+    """Describe the student of a run."""
+    if model.student is None:
+        raise SettingError(f"{model.name} is no run of cusa-train", name="runs")
+    return Member(model.student.weights_sha256, last_tau(run_dir), model.student.normalizer)
+
+
+def last_tau(run_dir: Path) -> float:
+    """Return the temperature of its cosines that a run logged last.
+
+    Raises:
+        RunError: If it has logged none.
+    """
+    taus = [line["tau"] for line in read_history(run_dir).lines if "tau" in line]
+    if not taus:
+        raise RunError(
+            f"{run_dir} has logged no temperature of its cosines; name a run directory of "
+            "cusa-train",
+            path=run_dir,
+        )
+    return float(taus[-1])
 
 
 def _refuse_other_rows(
     store_path: Path,
-    cross_teacher: str,
-    weights_sha256: str,
+    ensemble: Ensemble,
 ) -> None:
     """Refuse the name of a teacher that the store has from elsewhere."""
     teachers = read_index(store_path).teachers
-    for name in row_names(cross_teacher):
-        if name in teachers and teachers[name].settings.weights_sha256 != weights_sha256:
+    for name in row_names(ensemble.name):
+        if name in teachers and teachers[name].settings.weights_sha256 != ensemble.weights_sha256:
             raise StoreError(
                 f"{store_path} has rows of {name!r} that are not of these students; pass another "
                 "--cross-teacher name",
@@ -105,142 +200,64 @@ def _refuse_other_rows(
             )
 
 
-def lacking_modalities(
-    store_path: Path,
-    cross_teacher: str,
-    split_name: str,
-) -> list[Modality]:
-    """Return the modalities of which a store lacks a cross-modal teacher's rows for a split."""
-    teachers = read_index(store_path).teachers
-    lacking = []
-    for modality, name in zip(MODALITIES, row_names(cross_teacher), strict=True):
-        if name not in teachers or split_name not in teachers[name].shards:
-            lacking.append(modality)
-    return lacking
-
-
-def teacher_settings(
-    cross_teacher: str,
-    modality: Modality,
-    members: Sequence[SplitEmbeddings],
-    logit_scale: float,
-    weights_sha256: str,
-) -> TeacherSettings:
-    """Return what a store records of students side by side.
-
-    Args:
-        cross_teacher: The teacher's name.
-        modality: Whose rows they are.
-        members: Embeddings of a split by each student.
-        logit_scale: What their cosines are multiplied by.
-        weights_sha256: sha256 (hex) over the weights of all students.
-    """
-    dims = [member.image["cross"].shape[1] for member in members]
-    return TeacherSettings(
-        modality=modality,
-        model_id=cross_teacher,
-        weights_sha256=weights_sha256,
-        transform={"imported": True, CROSS_TEACHER: cross_teacher, LOGIT_SCALE: logit_scale},
-        normalizer="none",
-        precision="unknown",
-        dim=sum(dims),
-        dtype="float16",
-        normalized=True,
-    )
-
-
-def import_side_by_side(
+def import_ensemble(
     store_path: Path,
     split_name: str,
-    settings: TeacherSettings,
-    members: Sequence[SplitEmbeddings],
-) -> str:
-    """Add the embeddings of several students to a store as rows of one teacher.
+    ensemble: Ensemble,
+    embeddings: Sequence[SplitEmbeddings],
+) -> list[str]:
+    """Add the rows of an ensemble that a store lacks for a split.
 
     Args:
         store_path: The store's index.
         split_name: The split.
-        settings: What the store records of the teacher.
-        members: Embeddings of the split by each student.
+        ensemble: The ensemble.
+        embeddings: Each student's of the split.
 
     Returns:
-        The teacher's name in the store.
+        Names of the rows that were added.
 
     Raises:
-        CusaError: If the store has other rows by this name.
+        CusaError: If the store has other rows by a name.
     """
-    index = read_index(store_path)
-    row_numbers, rows = side_by_side(members, settings.modality)
-    item_ids = index.splits[split_name].item_ids(settings.modality)
-    ids = [item_ids[row] for row in row_numbers.tolist()]
-    cross_teacher = settings.transform[CROSS_TEACHER]
-    image_name, text_name = row_names(cross_teacher)
-    teacher = image_name if settings.modality == "image" else text_name
-    import_rows(
-        store_path,
-        replace(index, teachers={}),
-        split_name,
-        teacher,
-        settings,
-        ForeignRows(ids, rows, f"students of {cross_teacher}"),
-        skip_missing=True,
-    )
-    return teacher
+    added = []
+    for modality in lacking_modalities(store_path, ensemble.name, split_name):
+        index = read_index(store_path)
+        row_numbers, rows = side_by_side(embeddings, modality)
+        item_ids = index.splits[split_name].item_ids(modality)
+        ids = [item_ids[row] for row in row_numbers.tolist()]
+        name = row_names(ensemble.name)[MODALITIES.index(modality)]
+        import_rows(
+            store_path,
+            replace(index, teachers={}),
+            split_name,
+            name,
+            ensemble.settings(modality, rows.shape[1]),
+            ForeignRows(ids, rows, f"students of {ensemble.name}"),
+            skip_missing=True,
+        )
+        added.append(name)
+    return added
 
 
 def side_by_side(
-    members: Sequence[SplitEmbeddings],
-    modality: str,
+    embeddings: Sequence[SplitEmbeddings],
+    modality: Modality,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of several students as one: their cosines are the means of the students'.
 
     Args:
-        members: Embeddings of one split by each student.
+        embeddings: Each student's of one split.
         modality: ``"image"`` or ``"text"``.
 
     Returns:
         int64 ``[n]``, the split's rows that all students embed, ascending; and float32 ``[n, sum of
-        the students' dimensions]``, of length ``sqrt(len(members))``.
+        the students' dimensions]``, of length ``sqrt(len(embeddings))``.
     """
-    row_numbers = [getattr(member, f"{modality}_rows") for member in members]
+    row_numbers = [getattr(member, f"{modality}_rows") for member in embeddings]
     common = reduce(np.intersect1d, row_numbers)
     columns = []
-    for member, own_rows in zip(members, row_numbers, strict=True):
-        embeddings = getattr(member, modality)["cross"]
-        columns.append(embeddings[np.searchsorted(own_rows, common)])
+    for member, own_rows in zip(embeddings, row_numbers, strict=True):
+        member_rows = getattr(member, modality)["cross"]
+        columns.append(member_rows[np.searchsorted(own_rows, common)])
     return common, np.concatenate(columns, axis=1)
-
-
-def logit_scale(run_dirs: Sequence[Path]) -> float:
-    """Return what the students' mean cosine is multiplied by: their mean 1 / temperature.
-
-    Temperatures are those that the runs logged last.
-
-    Raises:
-        RunError: If a run has logged none.
-    """
-    scales = []
-    for run_dir in run_dirs:
-        taus = [line["tau"] for line in read_history(run_dir).lines if "tau" in line]
-        if not taus:
-            raise RunError(
-                f"{run_dir} has logged no temperature of its cosines; name a run directory of "
-                "cusa-train",
-                path=run_dir,
-            )
-        scales.append(1 / taus[-1])
-    return float(np.mean(scales))
-
-
-def students_sha256(students: Iterable[nn.Module]) -> str:
-    """Compute the sha256 (hex) over the weights of students, in their order."""
-    digest = hashlib.sha256()
-    for student in students:
-        digest.update(weights_digest(student).encode())
-    return digest.hexdigest()
-
-
-def _student(model: EvaluatedModel) -> nn.Module:
-    if model.student is None:
-        raise SettingError(f"{model.name} is no run of cusa-train", name="runs")
-    return model.student.student

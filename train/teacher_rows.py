@@ -18,10 +18,10 @@ from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.row_window import row_vector
 from cusa.data.store.teacher_choice import TeacherNames
+from cusa.train.chosen_teachers import chosen_teachers, require_teachers
 from cusa.train.loss.config import MODALITIES, LossConfig
 from cusa.train.loss.rules.requirements import teachers_read
 from cusa.train.teacher_set import MaybeRows, gather_rows
-from cusa.train.used_teachers import chosen_teachers, require_teachers
 
 
 @dataclass(frozen=True)

@@ -138,26 +138,21 @@ def import_runs(
     store_path: Path,
     run_dirs: tuple[Path, ...],
     cross_teacher: str,
-    checkpoint: str,
-    device: str,
+    **compute_settings: str,
 ) -> None:
     """Add the embeddings of trained students as a cross-modal teacher.
 
     Those of several RUNs are stored side by side: their cosine is the mean of the students'.
     """
     quiet_libraries()
-    from cusa.eval.models.evaluated_models import ComputeOptions
     from cusa.eval.students_as_teacher import import_students
-    from cusa.stages.machine import default_workers, pick_device
+    from cusa.screen.progress import StepTasks, progress_display
+    from cusa.stages.evaluate import compute_options
 
-    compute = ComputeOptions(
-        device=pick_device(device),
-        checkpoint=checkpoint,
-        batch_size=256,
-        workers=None,
-        readers=default_workers(inputs_are_stored=False),
-    )
-    imported = import_students(store_path, run_dirs, cross_teacher, compute, lambda *_: None)
+    compute = compute_options(compute_settings)
+    with progress_display() as progress_bars:
+        advance = StepTasks(progress_bars).advance
+        imported = import_students(store_path, run_dirs, cross_teacher, compute, advance)
     for teacher, split_name in imported:
         click.echo(f"{teacher}: {split_name} imported from {len(run_dirs)} runs")
     if not imported:

@@ -113,7 +113,7 @@ def _request(specs: tuple[str, ...], given: Mapping[str, Any]) -> EvalRequest:
         judgement_files=judgements,
         pmrp=given.get("pmrp"),
         options=MeasureOptions(scoring, given.get("allow_partial", False), given.get("gallery", 6)),
-        compute=_compute_options(given),
+        compute=compute_options(given),
         out=given.get("out"),
         latex=given.get("latex", False),
     )
@@ -159,7 +159,8 @@ def _split_request(given: Mapping[str, Any]) -> SplitRequest:
     )
 
 
-def _compute_options(given: Mapping[str, Any]) -> ComputeOptions:
+def compute_options(given: Mapping[str, Any]) -> ComputeOptions:
+    """Return how embeddings are computed, by the options ``device``, ``checkpoint`` and so on."""
     from cusa.eval.models.evaluated_models import ComputeOptions
 
     return ComputeOptions(

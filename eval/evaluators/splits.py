@@ -40,6 +40,27 @@ class EvaluatedSplit:
     store: EmbeddingStore | None = None
     is_own_store: bool = False
 
+    @staticmethod
+    def from_store(
+        store: EmbeddingStore,
+        split_name: str,
+        image_root: Path | None = None,
+        is_own_store: bool = False,
+    ) -> EvaluatedSplit:
+        """Return a split of a store; ``image_root`` is the store's own unless it is given.
+
+        Raises:
+            StoreError: If the store lacks the split.
+        """
+        return EvaluatedSplit(
+            store.dataset,
+            store.split(split_name),
+            image_root or store.image_root,
+            *store.skipped(split_name),
+            store,
+            is_own_store,
+        )
+
     @property
     def title(self) -> str:
         """Data set and split as results name them, without "/"."""
@@ -124,14 +145,8 @@ class SplitFinder:
     ) -> EvaluatedSplit:
         key = path, image_root
         if key not in self._in_stores:
-            store = EmbeddingStore(path)
-            self._in_stores[key] = EvaluatedSplit(
-                store.dataset,
-                store.split(self._request.split),
-                image_root or store.image_root,
-                *store.skipped(self._request.split),
-                store,
-                is_own_store,
+            self._in_stores[key] = EvaluatedSplit.from_store(
+                EmbeddingStore(path), self._request.split, image_root, is_own_store
             )
         return self._in_stores[key]
 

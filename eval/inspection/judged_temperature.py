@@ -99,13 +99,7 @@ def _read_candidates(
     path: Path,
 ) -> JudgedCandidates:
     skipped_images, skipped_captions = store.skipped(split.name)
-    view = EvaluatedSplit(
-        store.dataset,
-        split,
-        store.image_root,
-        skipped_images,
-        skipped_captions,
-    )
+    view = EvaluatedSplit.from_store(store, split.name)
     tables = []
     n_judged = 0
     for caption, shares in _shares_by_caption(path, view).items():

@@ -22,13 +22,14 @@ from cusa.eval.inspection.pair_search import (
 )
 from cusa.eval.inspection.results import Settings, StrongPair
 from cusa.eval.report.gallery import Item
+from cusa.train.chosen_teachers import require_teachers
 from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.loss.config import LossConfig
 from cusa.train.loss.functions import fuse_similarities
 from cusa.train.loss.rules.requirements import needed_teachers
 from cusa.train.student_inputs import StudentInputs
 from cusa.train.teacher_set import TeacherSet
-from cusa.train.used_teachers import require_teachers, with_logits_of
+from cusa.train.used_teachers import with_logits_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import CusaError, RunError, SettingError, StoreError
 from cusa.data.store.reader import EmbeddingStore
-from cusa.eval.students_as_teacher import logit_scale, side_by_side
+from cusa.eval.students_as_teacher import last_tau, side_by_side
 from cusa.train.encode_split import encode_split
 from cusa.train.saving.run_dir import load_run, load_trained, read_history
 from cusa.train.sources import student_sources
@@ -68,6 +68,7 @@ def test_cosines_are_the_means_of_the_students(folder):
     for name in ("two-image", "two-text"):
         recorded = store.teachers[name].transform["logit_scale"]
         assert recorded == pytest.approx(expected_scale)
+    assert store.teachers["two-text"].normalizer == store.teachers["words"].normalizer
 
     before = path.read_bytes()
     run_ok(*arguments)
@@ -94,16 +95,16 @@ def test_what_was_interrupted_goes_on(folder, monkeypatch):
 
     from cusa.eval import students_as_teacher
 
-    import_side_by_side = students_as_teacher.import_side_by_side
+    import_rows = students_as_teacher.import_rows
     calls = []
 
-    def fail_at_the_third(*given):
+    def fail_at_the_third(*given, **options):
         calls.append(given)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return import_side_by_side(*given)
+        return import_rows(*given, **options)
 
-    monkeypatch.setattr(students_as_teacher, "import_side_by_side", fail_at_the_third)
+    monkeypatch.setattr(students_as_teacher, "import_rows", fail_at_the_third)
     assert run("store", "import-runs", path, *arguments).exit_code != 0
     monkeypatch.undo()
     assert set(EmbeddingStore(path).teachers) == {"vision", "words", "one-image", "one-text"}
@@ -153,7 +154,7 @@ def test_side_by_side_has_the_rows_that_all_students_embed():
     assert rows.tolist() == [[2, 3, 8, 9], [4, 5, 10, 11]]
 
 
-def test_a_run_without_a_logged_temperature_has_no_logit_scale(tmp_path):
+def test_a_run_without_a_logged_temperature_is_refused(tmp_path):
     with pytest.raises(RunError) as raised:
-        logit_scale([tmp_path])
+        last_tau(tmp_path)
     assert raised.value.path == tmp_path
