@@ -3,6 +3,7 @@ CPU's. Nothing depends on the time that it takes.
 """
 
 import gc
+import multiprocessing
 import os
 import sys
 
@@ -17,6 +18,12 @@ hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_sessionfinish():
+    """Kill what a failed test has left running, which this process would wait for."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 _MANY_MODULES = 50

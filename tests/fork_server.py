@@ -13,6 +13,8 @@ import tempfile
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from tests.child_processes import status_at_end
+
 _LIBRARIES = [
     "tests.helpers",
     "cusa.precompute.tars.run",
@@ -47,14 +49,10 @@ def run_script(
         arguments_of_run = (command, dict(os.environ), cwd, streams)
         process = fork_server().Process(target=_run, args=arguments_of_run)
         process.start()
-        process.join(timeout_s)
-        ends = process.exitcode is not None
-        # Otherwise this process would wait for it at its own end.
-        process.kill()
-        process.join()
+        status = status_at_end(process, timeout_s)
         texts = [stream.read_text() for stream in streams]
-    assert ends, f"{script} does not end: {texts}"
-    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+    assert status is not None, f"{script} does not end: {texts}"
+    return subprocess.CompletedProcess(command, status, *texts)
 
 
 def _run(command: list[str], environment: dict[str, str], cwd: Path, streams: list[Path]) -> None:

@@ -33,6 +33,7 @@ from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.schema import TeacherSettings, shard_folder, shard_name
 from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 from cusa.data.store.teacher_entry import TeacherEntry
+from tests.child_processes import PATIENCE_S, status_at_end
 
 # A student that trains in no time.
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
@@ -122,14 +123,14 @@ class ForkedCommand:
 
     def wait(self) -> subprocess.CompletedProcess[str]:
         """Wait until it has ended; its status and what it printed."""
-        self._process.join(120)
-        assert self._process.exitcode is not None, "it does not end"
+        status = status_at_end(self._process)
         texts = []
         for file in (self._output, self._errors):
             file.seek(0)
             texts.append(file.read())
             file.close()
-        return subprocess.CompletedProcess(self._args, self._process.exitcode, *texts)
+        assert status is not None, f"{self._command} does not end: {texts}"
+        return subprocess.CompletedProcess(self._args, status, *texts)
 
 
 def run_ranks(
@@ -156,7 +157,8 @@ def run_ranks(
 
     ranks = [ForkedCommand(command, *args, patch=launched(rank)) for rank in range(n_ranks)]
     status = 0
-    while any(rank.returncode is None for rank in ranks):
+    deadline = time.monotonic() + PATIENCE_S
+    while any(rank.returncode is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(0.02)
         failed = [rank.returncode for rank in ranks if rank.returncode]
         if failed and not status:
@@ -164,7 +166,11 @@ def run_ranks(
             for rank in ranks:
                 if rank.returncode is None:
                     rank.send_signal(signal.SIGTERM)
+    late = [number for number, rank in enumerate(ranks) if rank.returncode is None]
+    for number in late:
+        ranks[number].send_signal(signal.SIGKILL)
     done = [rank.wait() for rank in ranks]
+    assert not late, f"ranks {late} do not end: {[(rank.stdout, rank.stderr) for rank in done]}"
     status = status or max(rank.returncode for rank in done)
     texts = ("".join(rank.stdout for rank in done), "".join(rank.stderr for rank in done))
     return subprocess.CompletedProcess(list(args), status, *texts)

@@ -18,6 +18,7 @@ from cusa.data.tars.cache import TarCache
 from cusa.data.tars.open_tar import OpenTar
 from cusa.data.tars.samples import TarError
 from cusa.data.tars.tar_set import TarSet
+from tests.child_processes import status_at_end
 from tests.data.tars.tar_files import write_set, write_tars
 from tests.fork_server import fork_server
 from tests.helpers import fault_of
@@ -303,10 +304,11 @@ def test_a_forked_process_keeps_no_copy(tmp_path, local):
     cache.bring("00001")
     child = multiprocessing.get_context("fork").Process(target=signal.pause)
     child.start()
-    cache.close()
-    assert not copies(tmp_path / "cache")
-    child.kill()
-    child.join()
+    try:
+        cache.close()
+        assert not copies(tmp_path / "cache")
+    finally:
+        status_at_end(child, patience_s=0)
 
 
 def _bring(environment, folder):
@@ -328,8 +330,7 @@ def test_killed_amid_a_download_nothing_half_is_trusted(tmp_path, local, server,
     arguments = (server.environment, tmp_path / "cache")
     process = fork_server().Process(target=_bring, args=arguments)
     process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert status_at_end(process) == -signal.SIGKILL
     server.on_request = None
     server.cut_gets = 0
     half_file = next((tmp_path / "cache").glob("*")) / "arriving" / "of a killed process"

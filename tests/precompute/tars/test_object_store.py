@@ -17,6 +17,7 @@ from cusa.data.tars.parquet import read_pairs_of_unit
 from cusa.data.tars.samples import TarError
 from cusa.precompute.tars.parquet_images import images_of
 from cusa.precompute.tars.workplace import open_workplace
+from tests.child_processes import status_at_end
 from tests.data.tars.parquet_files import rows_of, write_parquet
 from tests.data.tars.tar_files import files_of_tars, write_tars
 from tests.fork_server import fork_server
@@ -313,8 +314,7 @@ def test_kills(server, expected, tmp_path, teachers, monkeypatch):
     # The forkserver may have been started by another test, with its environment.
     process = fork_server().Process(target=_run_in, args=(dict(os.environ), *command))
     process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert status_at_end(process) == -signal.SIGKILL
     for name, content in stored(server).items():
         assert content == expected[name]
     server.on_request = None

@@ -25,6 +25,7 @@ from cusa.precompute.tars.maker import TarPolicy
 from cusa.precompute.tars.run import TarRun
 from cusa.precompute.tars.workplace import open_workplace
 from cusa.precompute.teachers import parse_teacher
+from tests.child_processes import status_at_end
 from tests.data.tars.parquet_files import write_parquet_units
 from tests.data.tars.tar_files import contents, jpeg, pair, write_tar, write_tars
 from tests.helpers import run, run_failure, run_ok
@@ -139,8 +140,7 @@ def _killed_at(n_renamings, make, tars, folder):
 
     process = multiprocessing.get_context("fork").Process(target=make_and_die)
     process.start()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
+    return status_at_end(process) == -signal.SIGKILL
 
 
 def test_a_run_goes_on_where_it_was_killed(tmp_path, tars, make):
@@ -165,9 +165,7 @@ def test_two_runs_at_once_write_the_same_bytes(tmp_path, tars, make):
     processes = [context.Process(target=make, args=(tars, folder)) for _ in range(3)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [status_at_end(process) for process in processes] == [0, 0, 0]
     assert contents(folder) == contents(tmp_path / "alone")
 
 

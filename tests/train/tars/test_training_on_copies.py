@@ -19,6 +19,7 @@ from cusa.train.tars.pairs import TarSetPairs
 from cusa.train.tars.supply import TarSupply
 from cusa.train.towers.processors import Processors
 from cusa.train.trainer import Trainer
+from tests.child_processes import status_at_end
 from tests.data.tars.tar_files import write_set, write_tars
 from tests.fork_server import fork_server
 from tests.helpers import ADAPTER, Fault, fault_of, kill_at, make_tiny_clip, run_failure, run_ok
@@ -157,8 +158,7 @@ def test_killed_a_resumed_run_equals_an_undisturbed_one(
     texts = tuple(map(str, arguments))
     process = fork_server().Process(target=_train_and_die, args=(server.environment, step, texts))
     process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert status_at_end(process) == -signal.SIGKILL
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
     assert_same_run(expected / name, tmp_path / "run")
     assert not list((tmp_path / "cache").rglob("*.h5"))
