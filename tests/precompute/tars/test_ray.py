@@ -1,25 +1,30 @@
-"""Stage one over tars with Ray itself, started on this machine; few tests, as it starts slowly."""
+"""Stage one over tars with Ray itself, started on this machine; few tests, as it starts slowly.
 
+Ray's drivers are processes of their own: the threads that one leaves would be in the tests' process
+whenever a later test forks it.
+"""
+
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import psutil
 import pytest
 
 from cusa.data.errors import SettingError
+from cusa.precompute.tars import ray_cluster
 from cusa.precompute.tars.tar_actor import TarActor
+from tests.child_processes import PATIENCE_S
 from tests.data.tars.tar_files import contents, write_tars
-from tests.helpers import run_failure, run_ok
+from tests.helpers import ForkedCommand, run_failure, run_ok
 
-pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray")
 
 N_TARS = 24
 N_PAIRS = 2
-PATIENCE_S = 120
 
 
 @pytest.fixture
@@ -42,40 +47,31 @@ def has_pairs(folder):
     return any(folder.glob("pairs/[!.]*.h5"))
 
 
-def actors_of(process):
-    """The actors among the processes that a driver has started."""
-    actors = []
-    for child in process.children(recursive=True):
-        if TarActor.__name__ in " ".join(child.cmdline()):
-            actors.append(child)
-    return actors
+def assert_all_end(processes):
+    _, running = psutil.wait_procs(processes, timeout=PATIENCE_S)
+    assert not running
 
 
-def test_an_actor_that_is_killed_leaves_no_trace(tmp_path, teachers, expected, monkeypatch):
-    monkeypatch.setattr("cusa.precompute.tars.ray_cluster.cpu_count", lambda: 1)
+def test_an_actor_that_is_killed_leaves_no_trace(tmp_path, teachers, expected):
+    def have_one_core():
+        ray_cluster.cpu_count = lambda: 1
+
     folder = tmp_path / "set"
-    killed = []
-    inodes = {}
-
-    def kill_an_actor():
-        wait_for(lambda: has_pairs(folder))
-        for path in folder.glob("pairs/[!.]*.h5"):
-            inodes[path] = path.stat().st_ino
-        for actor in actors_of(psutil.Process()):
-            actor.kill()
-            killed.append(actor)
-
-    killer = threading.Thread(target=kill_an_actor)
-    killer.start()
-    run_ok("precompute", "--dataset", "tars", "--out", "set", *teachers, "--engine", "ray")
-    killer.join()
-    assert len(killed) == 1
+    options = ("--dataset", "tars", "--out", "set", *teachers, "--engine", "ray")
+    driver = ForkedCommand("precompute", *options, patch=have_one_core)
+    wait_for(lambda: has_pairs(folder))
+    inodes = {path: path.stat().st_ino for path in folder.glob("pairs/[!.]*.h5")}
+    processes = psutil.Process(driver.pid).children(recursive=True)
+    actors = [process for process in processes if TarActor.__name__ in str(process.cmdline())]
+    assert len(actors) == 1
+    actors[0].kill()
+    done = driver.wait()
+    assert done.returncode == 0, done.stderr
     assert len(inodes) < N_TARS, "the actor was killed too late for this test"
     assert contents(folder) == expected
     made_again = [path for path, inode in inodes.items() if path.stat().st_ino != inode]
     assert len(made_again) <= 1
-    names = [process.name() for process in psutil.Process().children(recursive=True)]
-    assert "raylet" not in names
+    assert_all_end(processes)
 
 
 def test_ctrl_c_ends_the_driver_and_ray(tmp_path, teachers, expected):
@@ -92,8 +88,7 @@ def test_ctrl_c_ends_the_driver_and_ray(tmp_path, teachers, expected):
     errors = [line for line in messages.splitlines() if line.startswith("Error: ")]
     assert (driver.returncode, len(errors)) == (130, 1), messages
     assert "Traceback" not in messages
-    _, running = psutil.wait_procs(processes, timeout=PATIENCE_S)
-    assert not running
+    assert_all_end(processes)
     run_ok("precompute", "--dataset", "tars", "--out", "set", *teachers)
     assert contents(tmp_path / "set") == expected
 
