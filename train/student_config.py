@@ -80,7 +80,7 @@ class LoraConfig:
         alpha: Scale: the adapters' output is multiplied by ``alpha / r``.
         dropout: Dropout before the adapters.
         targets: Regular expression for the full names of the layers that get adapters; ``None``:
-            all linear layers of the tower.
+            all linear layers of the tower or, if it has none, all 1 x 1 convolutions.
     """
 
     towers: tuple[Modality, ...] = ()

@@ -21,9 +21,11 @@ from cusa.train.encode_split import encode_split
 from cusa.train.preset_files import load_preset
 from cusa.train.saving.run_dir import load_run
 from cusa.train.saving.student_folder import load_saved
+from cusa.train.saving.tensors import load_tensors
 from cusa.train.sources import student_sources
 from cusa.train.student_config import StudentConfig
 from cusa.train.towers.dual_encoder import load_dual_encoder
+from cusa.train.towers.lora import merge_adapters
 from cusa.train.trainer import Trainer
 from tests.helpers import (
     Fault,
@@ -47,6 +49,7 @@ STUDENTS = {
     "two-models": ("hf:{clip}", "hf:{words}"),
     "two-stored": ("stored:vit", "stored:words"),
 }
+PACKAGED = {"packaged-stored": ("efficientnet-lite0", "stored:words")}
 SIZES = ("--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 STEPS = ("--epochs", 2, "--batch-size", 6, "--warmup", 0, "--workers", 0, "--checkpoint-steps", 1)
 
@@ -69,7 +72,7 @@ def store(models, tmp_path_factory):
 
 
 def _towers(models, student):
-    image, text = STUDENTS[student]
+    image, text = (STUDENTS | PACKAGED)[student]
     names = (f"student.image={image.format(**models)}", f"student.text={text.format(**models)}")
     return ("--set", names[0], "--set", names[1])
 
@@ -199,6 +202,7 @@ def _unit_features(tower, modality):
 
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
 VIT |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
 BERT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
 BERT |= {"num_attention_heads": 2, "max_position_embeddings": 32}
 MAKERS = {
@@ -368,6 +372,10 @@ TRAINED_IN_PART = {
     "frozen both": ("two-models", ("--freeze", "image", "--freeze", "text")),
     "adapters": ("two-models", ("--set", "student.lora.towers=[image,text]")),
     "adapters of st": ("stored-trained", ("--set", "student.lora.towers=[text]")),
+    "adapters of efficientnet": (
+        "packaged-stored",
+        ("--set", "student.lora.towers=[image]", "--epochs", 1),
+    ),
     "adapters and frozen": (
         "two-models",
         ("--freeze", "text", "--set", "student.lora.towers=[image]"),
@@ -430,8 +438,7 @@ def test_a_frozen_tower_of_a_dual_encoder_leaves_the_other_one_trained(models, f
 
 def test_batch_norm_of_a_trained_tower_keeps_its_statistics(tmp_path):
     """Only its weights are trained; a picture has the same features in any batch."""
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
-    save_vision(tmp_path, "ResNetModel", "ResNetConfig", **sizes)
+    save_vision(tmp_path, "ResNetModel", "ResNetConfig", **RESNET)
     config = StudentConfig(image=f"hf:{tmp_path}", text="stored:words", embed_dim=8)
     student, towers = build_student(config, {"text": 4})
     pixels = towers.image.preparation.pixels(pictures())
@@ -464,13 +471,22 @@ def test_adapters_in_one_tower_of_a_dual_encoder(models, modality):
             assert "lora_" not in name
 
 
+def _adapted(image, **settings):
+    """A student whose image tower has adapters; its captions are stored."""
+    adapters = {"towers": ("image",), **settings}
+    config = StudentConfig(image=image, text="stored", embed_dim=8, lora=adapters)
+    return build_student(config, {"text": 4})
+
+
+def _adapted_layers(towers):
+    named_modules = towers.image.model.named_modules()
+    return [name for name, module in named_modules if hasattr(module, "lora_A")]
+
+
 def test_beside_adapters_a_tower_of_convolutions_keeps_all_else(tmp_path):
     """Statistics of BatchNorm, too: the model is the pretrained one and its adapters."""
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
-    save_vision(tmp_path, "ResNetModel", "ResNetConfig", **sizes)
-    adapters = {"towers": ("image",), "targets": ".*convolution"}
-    config = StudentConfig(image=f"hf:{tmp_path}", text="stored", embed_dim=8, lora=adapters)
-    student, towers = build_student(config, {"text": 4})
+    save_vision(tmp_path, "ResNetModel", "ResNetConfig", **RESNET)
+    student, towers = _adapted(f"hf:{tmp_path}", targets=".*convolution")
     trunk = towers.image.trunk
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
     student.train()
@@ -481,6 +497,52 @@ def test_beside_adapters_a_tower_of_convolutions_keeps_all_else(tmp_path):
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed
     assert all("lora_" in name for name in changed)
+
+
+def test_without_linear_layers_pointwise_convolutions_have_adapters(tmp_path):
+    """Of EfficientNet-lite0, 32 of 49 convolutions; the stem and the depthwise ones have none."""
+    _, efficientnet = _adapted("efficientnet-lite0")
+    adapted = _adapted_layers(efficientnet)
+    kinds = [name.rpartition(".")[2] for name in adapted]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "_project_conv": 16,
+        "_expand_conv": 15,
+        "_conv_head": 1,
+    }
+    save_vision(tmp_path, "ResNetModel", "ResNetConfig", **RESNET)
+    _, resnet = _adapted(f"hf:{tmp_path}")
+    assert _adapted_layers(resnet) == ["encoder.stages.1.layers.0.shortcut.convolution"]
+
+
+def test_merged_adapters_of_efficientnet_give_the_same_features():
+    _, towers = _adapted("efficientnet-lite0")
+    torch.manual_seed(0)
+    for name, parameter in towers.image.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    unmerged = _unit_features(towers.image, "image")
+    merge_adapters(towers.image.model)
+    pretrained = _tower("image", "efficientnet-lite0")
+    assert towers.image.trunk.state_dict().keys() == pretrained.trunk.state_dict().keys()
+    np.testing.assert_allclose(_unit_features(towers.image, "image"), unmerged, atol=1e-5)
+    assert abs(_unit_features(pretrained, "image") - unmerged).max() > 1e-2
+
+
+def test_an_export_of_efficientnet_has_its_adapters_in_the_weights(store, models, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    args = _args(store, models, "packaged-stored", tmp_path / "run")
+    run_ok("train", *args, "--set", "student.lora.towers=[image]", "--lr", 1e-2, "--epochs", 1)
+    assert "LoRA adapters of rank 8" in (tmp_path / "run" / "best" / "README.md").read_text()
+    export = ("--to", "sentence-transformers", "--out", tmp_path / "out")
+    run_ok("train", "export", "--run", tmp_path / "run", *export)
+    weights, _ = load_tensors(next((tmp_path / "out").rglob("tower.safetensors")))
+    assert not [name for name in weights if "lora_" in name]
+    exported = SentenceTransformer(str(tmp_path / "out"), device="cpu", trust_remote_code=True)
+    student = cusa.load_student(tmp_path / "run", device="cpu")
+    expected = student.encode_image(pictures())
+    embeddings = exported.encode(pictures(), show_progress_bar=False)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
 def test_exported_adapters_are_in_the_weights(store, models, tmp_path):
@@ -516,8 +578,12 @@ def test_exported_adapters_are_in_the_weights(store, models, tmp_path):
         (("student.lora.targets='('",), "student.lora.targets"),
         (("student.lora.towers=[image]", "student.lora.targets=nothing"), "student.lora.targets"),
         (
-            ("student.lora.towers=[image]", "student.image=efficientnet-lite0"),
-            "student.lora.towers",
+            (
+                "student.lora.towers=[image]",
+                "student.image=efficientnet-lite0",
+                "student.lora.targets=.*_depthwise_conv",
+            ),
+            "student.lora.targets",
         ),
     ],
 )
@@ -526,6 +592,15 @@ def test_what_cannot_be_trained_so_is_refused(store, models, tmp_path, settings,
     options = [option for setting in settings for option in ("--set", setting)]
     assert run_fault("train", *args, *options) == Fault(SettingError, name=name)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tower_without_layers_for_adapters_is_refused(tmp_path):
+    """BiT standardises the weights of its convolutions: what is added to them is lost."""
+    sizes = {"embedding_size": 8, "hidden_sizes": [32, 32], "depths": [1, 1], "num_groups": 8}
+    save_vision(tmp_path, "BitModel", "BitConfig", **sizes)
+    with pytest.raises(SettingError) as refused:
+        _adapted(f"hf:{tmp_path}")
+    assert fault_of(refused.value) == Fault(SettingError, name="student.lora.towers")
 
 
 def test_adapters_without_peft_are_refused(store, models, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -29,7 +29,8 @@ def add_adapters(
 
     Raises:
         StudentError: If peft is not installed, or has no adapter for a layer.
-        SettingError: If a tower has no layer of the names that settings give.
+        SettingError: If a tower has no layer of the names that settings give, or one of them is a
+            grouped convolution.
     """
     layers_of_model: dict[nn.Module, list[str]] = {}
     for tower in towers:
@@ -57,30 +58,60 @@ def _layers(
     targets: str | None,
 ) -> list[str]:
     """Return the names of the layers of a tower that get adapters."""
-    names = []
-    layers = []
+    modules = {}
     for name, module in tower.model.named_modules():
-        if module not in tower.trunk.modules_run:
-            continue
-        if type(module) in _LAYERS:
-            layers.append(name)
-        is_target = isinstance(module, nn.Linear)
-        if targets is not None:
-            is_target = re.fullmatch(targets, name) is not None
-        if is_target:
-            names.append(name)
-    if names:
-        return names
+        if module in tower.trunk.modules_run:
+            modules[name] = module
+    names = _targets(modules, targets)
+    if not names:
+        raise _no_target(type(tower.model).__name__, modules, targets)
+    for name in names:
+        if getattr(modules[name], "groups", 1) > 1:
+            raise SettingError(
+                f"setting student.lora.targets: {name} of {type(tower.model).__name__} is a "
+                "depthwise or grouped convolution, to whose weights no adapter can be added later; "
+                "name others",
+                name="student.lora.targets",
+            )
+    return names
+
+
+def _targets(
+    modules: Mapping[str, nn.Module],
+    targets: str | None,
+) -> list[str]:
+    """Return the names that settings ask for; see :class:`.LoraConfig`."""
+    if targets is not None:
+        return [name for name in modules if re.fullmatch(targets, name)]
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    pointwise = [name for name, module in modules.items() if _is_pointwise(module)]
+    return linear or pointwise
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer that maps each place of a picture by itself."""
+    if type(module) is not nn.Conv2d:
+        return False
+    return module.kernel_size == (1, 1) and module.groups == 1
+
+
+def _no_target(
+    model_name: str,
+    modules: Mapping[str, nn.Module],
+    targets: str | None,
+) -> SettingError:
+    """Return the error of a tower none of whose layers gets an adapter."""
+    layers = [name for name, module in modules.items() if type(module) in _LAYERS]
     if not layers:
-        raise SettingError(
-            f"setting student.lora.towers: {type(tower.model).__name__} has no layers that take "
-            "adapters; train that tower, or freeze it",
+        return SettingError(
+            f"setting student.lora.towers: {model_name} has no layers that take adapters; train "
+            "that tower, or freeze it",
             name="student.lora.towers",
         )
-    problem = f"{targets!r} matches no layer of {type(tower.model).__name__}"
+    problem = f"{targets!r} matches no layer of {model_name}"
     if targets is None:
-        problem = f"{type(tower.model).__name__} has no linear layers; name others"
-    raise SettingError(
+        problem = f"{model_name} has neither linear layers nor 1 x 1 convolutions; name others"
+    return SettingError(
         f"setting student.lora.targets: {problem}; its layers are "
         f"{', '.join(layers[:_SHOWN_LAYERS])} and others",
         name="student.lora.targets",

@@ -41,6 +41,7 @@ def efficientnet_tower(pretrained: bool = True) -> Tower:
         weights = efficientnet_weights(StudentError)
     model = load_efficientnet(weights, StudentError)
     model._fc = nn.Identity()  # of the classifier, which no embedding needs
+    _make_pointwise_plain(model)
 
     def encode(inputs: NamedInputs) -> torch.Tensor:
         # On a CPU, a step takes about 70 % of the time with these.
@@ -52,6 +53,24 @@ def efficientnet_tower(pretrained: bool = True) -> Tower:
     model.eval()
     trunk.probe(model, torch.zeros(1, 3, 224, 224))
     return Tower(trunk, EFFICIENTNET_DIM, preparation, model)
+
+
+def _make_pointwise_plain(model: nn.Module) -> None:
+    """Replace EfficientNet's 1 x 1 convolutions by PyTorch's, with the same weights and features.
+
+    The package has a class that pads for one size of pictures, which peft cannot make adapters
+    from. A 1 x 1 convolution needs no padding.
+    """
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
+            continue
+        # Without memory, no random weights are drawn.
+        plain = nn.Conv2d(
+            module.in_channels, module.out_channels, kernel_size=1, bias=False, device="meta"
+        )
+        plain.weight = module.weight
+        parent_name, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(parent_name), own_name, plain)
 
 
 def sentence_tower(source: str) -> Tower:
