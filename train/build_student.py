@@ -110,7 +110,7 @@ def model_tower(
     if spec.kind == "hf":
         make = {"image": image_tower, "text": text_tower}[modality]
         return make(source, pretrained)
-    return sentence_tower(source or minilm_folder(StudentError))
+    return sentence_tower(source or minilm_folder(StudentError), pretrained)
 
 
 def _described_tower(

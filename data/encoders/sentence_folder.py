@@ -1,4 +1,4 @@
-"""Checks of the files in a sentence-transformers model's folder."""
+"""The files in a sentence-transformers model's folder: checks, and a folder without weights."""
 
 from __future__ import annotations
 
@@ -27,6 +27,38 @@ def module_path(folder: Path, number: int) -> str:
     if number >= len(modules):
         return ""
     return str(modules[number]["path"])
+
+
+def save_without_weights(
+    model: Any,
+    folder: Path,
+) -> None:
+    """Write a ``SentenceTransformer`` without the weights of its transformers models.
+
+    The library makes no model without a file of weights, but it makes one with a file of no
+    tensors, whose missing weights it draws at random.
+
+    Args:
+        model: The model, without LoRA adapters.
+        folder: The folder.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    from safetensors.torch import save
+
+    no_tensors = save({}, {"format": "pt"})
+    with quiet_transformers():
+        model.save(str(folder), create_model_card=False)
+    for number, module in enumerate(model):
+        if not hasattr(module, "auto_model"):
+            continue
+        module_folder = folder / module_path(folder, number)
+        weight_files = list(module_folder.glob("model*.safetensors*"))
+        for path in weight_files:
+            path.unlink()
+        if weight_files:  # there are none if the model is itself an adapter of peft
+            (module_folder / "model.safetensors").write_bytes(no_tensors)
 
 
 def refuse_own_code(folder: Path, error_class: type[CusaError]) -> None:

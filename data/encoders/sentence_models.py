@@ -22,6 +22,7 @@ def open_sentence_model(
     device: str,
     error_class: type[CusaError],
     advice: str,
+    pretrained: bool = True,
 ) -> Any:
     """Load a ``SentenceTransformer`` in float32 and eval mode, with a tokeniser that can pad.
 
@@ -30,10 +31,12 @@ def open_sentence_model(
         device: ``"cpu"`` or ``"cuda"``.
         error_class: Class of the error to raise.
         advice: What the user should do if it cannot be loaded.
+        pretrained: Whether all its weights must be there. If not, those that are missing are random
+            (see :func:`.save_without_weights`), for others to replace.
 
     Raises:
-        CusaError: An ``error_class``, if it cannot be loaded, has no tokeniser, or needs code of
-            its own.
+        CusaError: An ``error_class``, if it cannot be loaded, has no tokeniser, lacks weights, or
+            needs code of its own.
     """
     with one_line_load_errors("sentence-transformers model", source, error_class, advice):
         files = locate(source, error_class)
@@ -48,7 +51,7 @@ def open_sentence_model(
             if not hasattr(module, "auto_model"):
                 continue
             _prepare_transformer(module, source, error_class)
-            if folder is not None:
+            if pretrained and folder is not None:
                 module_folder = folder / module_path(folder, number)
                 refuse_missing_weights(module.auto_model, module_folder, source, error_class)
         refuse_not_finite(model, source)

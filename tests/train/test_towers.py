@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import cusa
-from cusa.data.errors import RunError, SettingError, StoreError, StudentError
+from cusa.data.errors import WEIGHTS, RunError, SettingError, StoreError, StudentError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.build_student import build_student
 from cusa.train.command_settings import Given, nested_settings, new_settings
@@ -348,6 +349,32 @@ def test_a_students_folder_without_a_tower_is_refused(runs, tmp_path, monkeypatc
     with pytest.raises(StudentError) as refused:
         load_saved(Path("owner"))
     assert refused.value.path == Path("owner")
+
+
+def test_a_tower_of_sentence_transformers_is_stored_once(runs):
+    """Beside the student's weights, ``best/text`` has none; it is no model by itself."""
+    best = runs / "stored-trained" / "best"
+    files = [path for path in (best / "text").rglob("*") if path.is_file()]
+    assert (best / "text" / "modules.json") in files
+    weight_files = [path for path in files if path.suffix == ".safetensors"]
+    assert [load_file(path) for path in weight_files] == [{}]
+    with pytest.raises(StudentError) as refused:
+        _tower("text", f"st:{best / 'text'}")
+    assert refused.value.location == WEIGHTS
+
+
+def test_earlier_folders_with_a_towers_weights_are_read(runs, tmp_path):
+    """Those of training are taken, not those beside the model's description."""
+    folder = shutil.copytree(runs / "stored-trained" / "best", tmp_path / "best")
+    expected = load_saved(folder)
+    model = load_saved(folder).towers.text.model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.save(str(folder / "text"), create_model_card=False)
+    again = load_saved(folder).student.state_dict()
+    for name, tensor in expected.student.state_dict().items():
+        assert torch.equal(again[name], tensor)
 
 
 def test_a_students_folder_with_an_unknown_pooling_is_refused(runs, tmp_path):

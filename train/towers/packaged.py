@@ -16,6 +16,7 @@ from cusa.data.encoders.packaged_models import (
     efficientnet_weights,
     load_efficientnet,
 )
+from cusa.data.encoders.sentence_folder import save_without_weights
 from cusa.data.encoders.sentence_models import counts_tokens, length_limit, open_sentence_model
 from cusa.data.errors import StudentError
 from cusa.data.hub import load_advice
@@ -73,17 +74,22 @@ def _make_pointwise_plain(model: nn.Module) -> None:
         setattr(model.get_submodule(parent_name), own_name, plain)
 
 
-def sentence_tower(source: str) -> Tower:
+def sentence_tower(
+    source: str,
+    pretrained: bool = True,
+) -> Tower:
     """Make a text tower of a model of sentence-transformers.
 
     Args:
         source: Name or folder.
+        pretrained: Whether the folder has weights; if not, they are random, for a checkpoint to
+            replace.
 
     Raises:
         StudentError: If it cannot be loaded, or prepares texts in a way of its own.
     """
     advice = load_advice(source, "student.text=st:FOLDER")
-    model = open_sentence_model(source, "cpu", StudentError, advice)
+    model = open_sentence_model(source, "cpu", StudentError, advice, pretrained)
     tokenization = _tokenization(model, source)
 
     def encode(inputs: NamedInputs) -> torch.Tensor:
@@ -93,10 +99,9 @@ def sentence_tower(source: str) -> Tower:
     features = trunk.probe(model, tokenization.tokens(_PROBE_TEXTS))
 
     def save(folder: Path) -> None:
-        # With weights, without which it cannot be made again, but without adapters.
         without_adapters = copy.deepcopy(model)
         merge_adapters(without_adapters)
-        without_adapters.save(str(folder), create_model_card=False)
+        save_without_weights(without_adapters, folder)
 
     return Tower(trunk, features.shape[1], tokenization, model, save, "text")
 
