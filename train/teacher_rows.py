@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +14,11 @@ from torch.utils.data import default_collate
 
 from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
-from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore, GivenStore, opened
 from cusa.data.store.row_window import row_vector
 from cusa.data.store.teacher_choice import TeacherNames
 from cusa.train.chosen_teachers import chosen_teachers, require_teachers
-from cusa.train.loss.config import MODALITIES, LossConfig
+from cusa.train.loss.config import MODALITIES, GivenLoss, given_loss
 from cusa.train.loss.rules.requirements import teachers_read
 from cusa.train.teacher_set import MaybeRows, gather_rows
 
@@ -56,8 +55,8 @@ class Teachers:
         text_teacher: Name or names of the text teachers likewise.
         cross_teacher: Name of the cross-modal teacher, or names of several; an empty list: the
             store's only one; ``None``: that one if ``config`` needs it, or else none.
-        config: Settings of the loss that takes the rows: those that it does not need are not read.
-            ``None``: rows of both modalities are read.
+        config: Settings of the loss that takes the rows, or values by name: rows that it does not
+            need are not read. ``None``: rows of both modalities are read.
 
     Attributes:
         split: The split.
@@ -65,19 +64,19 @@ class Teachers:
     Raises:
         StoreError: If the store lacks the split, a named teacher or one that the loss needs, has no
             teacher at all, or has several of a modality of which none is named.
+        SettingError: If a setting of the loss is illegal.
     """
 
     def __init__(
         self,
-        store: EmbeddingStore | str | os.PathLike[str],
+        store: GivenStore,
         split: str,
         image_teacher: TeacherNames = None,
         text_teacher: TeacherNames = None,
         cross_teacher: TeacherNames = None,
-        config: LossConfig | None = None,
+        config: GivenLoss = None,
     ) -> None:
-        if not isinstance(store, EmbeddingStore):
-            store = EmbeddingStore(store)
+        store = opened(store)
         self.split = store.split(split)
         if not store.teachers:
             raise StoreError(
@@ -87,8 +86,9 @@ class Teachers:
             )
         kinds = {*MODALITIES} if cross_teacher is None else {*MODALITIES, "cross-modal"}
         if config is not None:
-            require_teachers(config, store)
-            kinds = teachers_read(config)
+            loss = given_loss(config)
+            require_teachers(loss, store)
+            kinds = teachers_read(loss)
         wanted = {"image": image_teacher, "text": text_teacher, "cross": cross_teacher}
         names = chosen_teachers(store, wanted, kinds, "{}_teacher")
         self._teachers = names.map(partial(_rows_of_teacher, store, split))

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from cusa.data.errors import DataError
-from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.reader import GivenStore, opened
 from cusa.data.store.teacher_choice import TeacherNames
-from cusa.train.loss.config import LossConfig
+from cusa.train.loss.config import GivenLoss
 from cusa.train.teacher_rows import TeacherBatch, Teachers
 
 
@@ -21,14 +21,14 @@ class SplitTeachers:
     silently report a wrong loss. Therefore each batch names its split.
 
     Args:
-        store: The store.
+        store: The store, or its path.
         splits: Names of the splits.
         image_teacher: Name or names of the image teachers; by default the only one there is.
         text_teacher: Name or names of the text teachers; by default the only one there is.
         cross_teacher: Name or names of the cross-modal teachers; ``None``: the only one there is if
             ``config`` needs it, or else none; an empty list: the only one there is.
-        config: Settings of the loss, which tell the teachers that it needs; ``None``: those of both
-            modalities.
+        config: Settings of the loss, or values by name, which tell the teachers that it needs;
+            ``None``: those of both modalities.
 
     Attributes:
         splits: Names of the splits, as given.
@@ -40,13 +40,14 @@ class SplitTeachers:
 
     def __init__(
         self,
-        store: EmbeddingStore,
+        store: GivenStore,
         splits: tuple[str, ...],
         image_teacher: TeacherNames = None,
         text_teacher: TeacherNames = None,
         cross_teacher: TeacherNames = None,
-        config: LossConfig | None = None,
+        config: GivenLoss = None,
     ) -> None:
+        store = opened(store)
         self.splits = splits
         self.of_split: dict[str, Teachers] = {}
         for name in splits:
@@ -92,7 +93,7 @@ class SplitTeachers:
 
 
 def usable_captions(
-    store: EmbeddingStore,
+    store: GivenStore,
     split: str,
 ) -> np.ndarray:
     """Return the caption rows of the pairs of which no teacher skipped anything: int64, sorted.
@@ -100,6 +101,7 @@ def usable_captions(
     Raises:
         StoreError: If the store has no such split.
     """
+    store = opened(store)
     no_image, no_caption = store.skipped(split)
     is_usable = ~np.isin(store.split(split).caption_image, no_image)
     is_usable[no_caption] = False

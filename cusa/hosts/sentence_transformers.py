@@ -23,11 +23,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from cusa.data.errors import RunError
-from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.reader import GivenStore, opened
 from cusa.data.store.teacher_choice import TeacherNames
 from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.hosts.unused_features import with_gradients_of
-from cusa.train.loss.config import LossConfig
+from cusa.train.loss.config import GivenLoss
 from cusa.train.loss.cusa_loss import CUSALoss
 
 UNI_IMAGE = "uni_image_embedding"
@@ -60,9 +60,9 @@ class StoredSoftLabelLoss(nn.Module):
     Args:
         model: The model, with the two heads of :func:`with_uni_heads`; without them, USA uses its
             embedding.
-        store: The store.
+        store: The store, or its path.
         splits: Names of the splits; labels refer to them by position.
-        config: Settings of the loss; ``None``: the defaults.
+        config: Settings of the loss, or values by name; ``None``: the defaults.
         image_teacher: Name or names of the image teachers; by default the only one there is.
         text_teacher: The same of the text teachers.
         gather_across_devices: Whether the batch is that of all processes, as for the losses of
@@ -76,9 +76,9 @@ class StoredSoftLabelLoss(nn.Module):
     def __init__(
         self,
         model: SentenceTransformer,
-        store: EmbeddingStore,
+        store: GivenStore,
         splits: tuple[str, ...] = ("train", "val"),
-        config: LossConfig | None = None,
+        config: GivenLoss = None,
         image_teacher: TeacherNames = None,
         text_teacher: TeacherNames = None,
         gather_across_devices: bool = True,
@@ -238,14 +238,14 @@ def with_uni_heads(encoder: Any) -> SentenceTransformer:
 
 
 def pairs_dataset(
-    store: EmbeddingStore,
+    store: GivenStore,
     splits: tuple[str, ...],
     name: str,
 ) -> Dataset:
     """Return the pairs of a split, without those that a teacher skipped.
 
     Args:
-        store: The store.
+        store: The store, or its path.
         splits: Names of the loss's splits.
         name: The split, one of them.
 
@@ -256,26 +256,26 @@ def pairs_dataset(
     Raises:
         StoreError: If the store has no such split.
     """
+    store = opened(store)
     split = store.split(name)
-    number = splits.index(name)
     columns: dict[str, list[Any]] = {"image": [], "caption": [], "label": []}
     for caption_row in usable_captions(store, name).tolist():
         image_row = int(split.caption_image[caption_row])
         columns["image"].append(str(store.image_root / split.image_paths[image_row]))
         columns["caption"].append(split.captions[caption_row])
-        columns["label"].append([number, caption_row])
+        columns["label"].append([splits.index(name), caption_row])
     return Dataset.from_dict(columns).cast_column("image", Image())
 
 
 def retrieval_evaluator(
-    store: EmbeddingStore,
+    store: GivenStore,
     name: str,
     **settings: Any,
 ) -> Any:
     """Make an evaluator that finds the images of a split by their captions.
 
     Args:
-        store: The store.
+        store: The store, or its path.
         name: The split.
         **settings: Further arguments of ``InformationRetrievalEvaluator``.
 
@@ -286,10 +286,9 @@ def retrieval_evaluator(
     Raises:
         StoreError: If the store has no such split.
     """
+    store = opened(store)
     split = store.split(name)
-    queries: dict[str, str] = {}
-    corpus: dict[str, dict[str, str]] = {}
-    relevant: dict[str, set[str]] = {}
+    queries, corpus, relevant = {}, {}, {}
     for caption_row in usable_captions(store, name).tolist():
         image_row = int(split.caption_image[caption_row])
         query_id, image_id = str(caption_row), str(image_row)

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import Trainer
 
 from cusa.data.images import load_image
-from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.reader import GivenStore, opened
 from cusa.data.store.teacher_choice import TeacherNames
 from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.hosts.unused_features import with_gradients_of
-from cusa.train.loss.config import LossConfig
+from cusa.train.loss.config import GivenLoss
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.teacher_set import MaybeRows
 
@@ -148,27 +148,28 @@ class SoftLabelCollator:
     Trainer has one collator for training and evaluation, so each pair names its split.
 
     Args:
-        store: The store.
+        store: The store, or its path.
         splits: The splits of training and evaluation.
         processor: The encoder's processor, which takes ``images`` and ``text``.
         image_teacher: Name or names of the image teachers; by default the only one there is.
         text_teacher: Name or names of the text teachers; by default the only one there is.
         cross_teacher: Name or names of the cross-modal teachers; ``None``: the only one there is if
             ``config`` needs it, or else none; an empty list: the only one there is.
-        config: Settings of the loss, which tell the teachers that it needs; ``None``: those of both
-            modalities.
+        config: Settings of the loss, or values by name, which tell the teachers that it needs;
+            ``None``: those of both modalities.
     """
 
     def __init__(
         self,
-        store: EmbeddingStore,
+        store: GivenStore,
         splits: tuple[str, ...],
         processor: Callable[..., dict[str, torch.Tensor]],
         image_teacher: TeacherNames = None,
         text_teacher: TeacherNames = None,
         cross_teacher: TeacherNames = None,
-        config: LossConfig | None = None,
+        config: GivenLoss = None,
     ) -> None:
+        store = opened(store)
         self.image_root = store.image_root
         self.teachers = SplitTeachers(
             store, splits, image_teacher, text_teacher, cross_teacher, config
@@ -207,7 +208,7 @@ class SoftLabelCollator:
         }
 
 
-def pairs_dataset(store: EmbeddingStore, split: str) -> Dataset:
+def pairs_dataset(store: GivenStore, split: str) -> Dataset:
     """Return the pairs of a split, without those that a teacher skipped.
 
     Returns:

@@ -68,11 +68,17 @@ def join(
             of their captions are compared with the store's.
 
     Raises:
-        DataError: If not exactly one of ``caption_ids`` and ``annotations`` is given, an id or a
-            caption is not in the split, or there are not as many as items.
+        DataError: If not exactly one of ``caption_ids`` and ``annotations`` is given, ``split`` is
+            none, an id or a caption is not in it, or there are not as many as items.
     """
     if (caption_ids is None) == (annotations is None):
         raise DataError("give either caption_ids or annotations", name="caption_ids")
+    if not hasattr(split, "caption_rows"):
+        raise DataError(
+            f"a {type(split).__name__} is no split of a store; pass store.split(NAME), or use "
+            "store.join",
+            name="split",
+        )
     if caption_ids is not None:
         return JoinedDataset(items, split.caption_rows(caption_ids))
     assert annotations is not None

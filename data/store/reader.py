@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import h5py
 import numpy as np
@@ -57,11 +57,16 @@ class EmbeddingStore:
         sources: Where each teacher's model was loaded from, by teacher name.
 
     Raises:
-        StoreError: If the file is missing, damaged, of another major version, or not the index of a
-            store.
+        StoreError: If it is no path, or the file is missing, damaged, of another major version, or
+            not the index of a store.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise StoreError(
+                f"a {type(path).__name__} is no embedding store; pass the path of one, NAME.h5",
+                name="path",
+            )
         self.path = Path(path)
         if is_remote(self.path):
             raise StoreError(
@@ -272,3 +277,17 @@ class EmbeddingStore:
                 self._index,
                 split_group,
             )
+
+
+GivenStore: TypeAlias = EmbeddingStore | str | os.PathLike[str]
+
+
+def opened(store: GivenStore) -> EmbeddingStore:
+    """Return a store that is opened already, or open that of a path.
+
+    Raises:
+        StoreError: As :class:`EmbeddingStore` raises it.
+    """
+    if isinstance(store, EmbeddingStore):
+        return store
+    return EmbeddingStore(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,7 +81,7 @@ class _ChosenTeachers:
 
 
 def with_teachers(
-    tar_set: TarSet,
+    tar_set: TarSet | str | os.PathLike[str],
     image_teacher: TeacherNames = None,
     text_teacher: TeacherNames = None,
     cross_teacher: TeacherNames = None,
@@ -98,7 +99,7 @@ def with_teachers(
     Samples that the set left out, or that a teacher skipped, are dropped.
 
     Args:
-        tar_set: The set.
+        tar_set: The set, or its folder.
         image_teacher: Name of the image teacher, or names of several; ``None``: the only one, if
             there is one.
         text_teacher: Name or names of the text teachers likewise.
@@ -109,6 +110,8 @@ def with_teachers(
         StoreError: If a teacher is to be chosen, or the set has no rows for a tar.
         TarError: If a sample is not in the set, as its tar was changed.
     """
+    if not isinstance(tar_set, TarSet):
+        tar_set = TarSet(tar_set)
     location = str(tar_set.files)
     teachers = tar_set.teachers
     cross = None

@@ -316,7 +316,7 @@ def test_the_gradient_is_that_of_the_sum(tiny_clip, folder):
 def test_a_head_without_soft_labels_has_the_gradient_that_ddp_asks_for(tiny_clip, folder):
     from open_clip import ClipLoss
 
-    soft_labels = add_soft_labels(tiny_clip, LossConfig(soft_label_modalities=("image",)))
+    soft_labels = add_soft_labels(tiny_clip, {"soft_label_modalities": ("image",)})
     teachers, images, _, _, texts = _labelled_batch(folder, 4)
     got = _gradients(tiny_clip, SoftLabelLoss(ClipLoss(), soft_labels, teachers), images, texts)
     assert [name for name, gradient in got.items() if gradient is None] == []

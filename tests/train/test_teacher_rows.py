@@ -1,14 +1,19 @@
 """Teachers' rows in a trainer of one's own."""
 
+from functools import partial
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from cusa.data.errors import DataError, StoreError
+from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.joined import JoinedDataset, join
 from cusa.data.store.reader import EmbeddingStore
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.teacher_rows import Teachers, collate_joined
 from tests.helpers import add_teacher, make_store, records, settings, unit_rows
 
@@ -42,6 +47,31 @@ def test_ids_masks_and_shares_are_no_rows(store, rows):
         Teachers(store, "train").rows(rows)
     with pytest.raises(IndexError):
         JoinedDataset(range(1), rows)
+
+
+def test_settings_of_the_loss_may_be_a_mapping(store):
+    """USA of images alone reads no rows of captions."""
+    settings = {"terms": ("usa",), "soft_label_modalities": ("image",)}
+    for config in (settings, MappingProxyType(settings), LossConfig(**settings)):
+        batch = Teachers(store, "train", config=config).rows([0, 1])
+        assert batch.image is not None
+        assert batch.text is None
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [({"alfa": 1}, "alfa"), ({"alpha": -1}, "alpha"), ("usa", "config")]
+)
+def test_settings_that_the_loss_does_not_have_are_refused(store, config, name):
+    for use in (partial(Teachers, store, "train", config=config), partial(CUSALoss, config)):
+        with pytest.raises(SettingError) as refused:
+            use()
+        assert refused.value.name == name
+
+
+def test_what_is_no_store_is_refused():
+    with pytest.raises(StoreError) as refused:
+        Teachers(None, "train")
+    assert refused.value.name == "path"
 
 
 def test_a_stream_cannot_be_joined(store):
@@ -141,3 +171,6 @@ def test_a_join_needs_a_row_for_each_item(store):
     with pytest.raises(DataError) as caught:
         join(range(3), split)
     assert caught.value.name == "caption_ids"
+    with pytest.raises(DataError) as caught:
+        join(range(3), "train", caption_ids=["a", "b", "c"])
+    assert caught.value.name == "split"

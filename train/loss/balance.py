@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from cusa.data.errors import EmbeddingsError, SettingError
-from cusa.train.loss.config import LossConfig
+from cusa.train.loss.config import GivenLoss, LossConfig, given_loss
 from cusa.train.loss.gather import GatherGroup
 
 
 def balanced_config(
-    config: LossConfig,
+    config: GivenLoss,
     losses: Iterable[tuple[Tensor, Tensor]],
     parameters: Iterable[Tensor],
     ratio: float = 1 / 3,
@@ -34,7 +34,7 @@ def balanced_config(
     weights are constants. The same batches and parameters give the same weights.
 
     Args:
-        config: Settings of the loss; their proportions are kept.
+        config: Settings of the loss, or values by name; their proportions are kept.
         losses: For each of a few batches, two scalars: the host's loss and
             ``CUSALoss(config)(...).total``, with graphs that are not freed. A generator holds one
             batch at a time.
@@ -49,12 +49,14 @@ def balanced_config(
         over the ranks, which all have to call.
 
     Raises:
-        SettingError: If ``ratio`` is not a number above zero, or a weight becomes too large.
+        SettingError: If a setting is illegal, ``ratio`` is not a number above zero, or a weight
+            becomes too large.
         EmbeddingsError: If there is no batch, no parameter that both losses depend on, or a
             gradient is zero or not finite; ``name`` is the argument.
     """
     if not isinstance(ratio, int | float) or not 0 < ratio < math.inf:
         raise SettingError(f"ratio must be a number above zero, got {ratio!r}", name="ratio")
+    settings = given_loss(config)
     learnable = [parameter for parameter in parameters if parameter.requires_grad]
     if not learnable:
         raise EmbeddingsError(
@@ -88,11 +90,11 @@ def balanced_config(
             )
     factor = ratio * host_norm / soft_label_norm
     return replace(
-        config,
-        alpha=factor * config.alpha,
-        beta=factor * config.beta,
-        contrastive_weight=factor * config.contrastive_weight,
-        rule_weight=factor * config.rule_weight,
+        settings,
+        alpha=factor * settings.alpha,
+        beta=factor * settings.beta,
+        contrastive_weight=factor * settings.contrastive_weight,
+        rule_weight=factor * settings.rule_weight,
     )
 
 

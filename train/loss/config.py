@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from cusa.data.errors import SettingError
 from cusa.train.loss.rules.settings import (
@@ -24,7 +24,7 @@ from cusa.train.loss.temperature_settings import (
     Temperature,
     TemperaturePair,
 )
-from cusa.train.settings import Field, Flag, Number, WholeNumber, settings
+from cusa.train.settings import Field, Flag, Number, WholeNumber, settings, shortened, validate
 
 if TYPE_CHECKING:  # settings are read without torch
     from torch import Tensor
@@ -413,3 +413,30 @@ class LossConfig:
                 pair = replace(pair, shared=True)
             temperatures[name] = pair
         return temperatures
+
+
+# Settings as such, by name in a (nested) mapping, or none for the defaults.
+GivenLoss: TypeAlias = LossConfig | Mapping[str, Any] | None
+
+
+def given_loss(config: GivenLoss) -> LossConfig:
+    """Return settings of the loss as callers of the library give them.
+
+    Args:
+        config: The settings; or values by name, such as ``{"alpha": 1, "tau_soft": {...}}``;
+            ``None``: the defaults.
+
+    Raises:
+        SettingError: If a name is unknown, a value is illegal, or it is none of these.
+    """
+    if config is None:
+        return LossConfig()
+    if not isinstance(config, LossConfig | Mapping):
+        raise SettingError(
+            "config must be a cusa.LossConfig, or values by name such as {'alpha': 1}; got "
+            f"{shortened(repr(config))}",
+            name="config",
+        )
+    if isinstance(config, Mapping):
+        config = dict(config)
+    return validate(LossConfig, config)

@@ -20,7 +20,7 @@ from cusa.train.loss.batch import (
     in_one_dtype,
     normalized,
 )
-from cusa.train.loss.config import LossConfig, check_option
+from cusa.train.loss.config import GivenLoss, check_option, given_loss
 from cusa.train.loss.dense import contrastive_term, dense_loss
 from cusa.train.loss.features import FeatureDims, Projections, checked_dims, feature_distance
 from cusa.train.loss.gather import GatherGroup
@@ -61,7 +61,7 @@ class CUSALoss(LossTemperatures):
     clamped to their bounds before every use; one that sits on a bound keeps its gradient.
 
     Args:
-        config: Settings; ``None``: the paper's for CLIP.
+        config: Settings, or values by name; ``None``: the paper's for CLIP.
         method: How the loss of embeddings is computed. ``"dense"`` writes the formulas out on
             ``[B, B]`` matrices; ``"tiled"`` holds a few rows of them at a time and forms the
             gradient in the same sweep, so that memory grows with B, not with its square. Values and
@@ -81,13 +81,13 @@ class CUSALoss(LossTemperatures):
             whose projections are parameters of the loss.
 
     Raises:
-        SettingError: If ``method`` or ``tile_rows`` is illegal, or ``feature_dims`` are for the
-            rule features.
+        SettingError: If a setting, ``method`` or ``tile_rows`` is illegal, or ``feature_dims`` are
+            for the rule features.
     """
 
     def __init__(
         self,
-        config: LossConfig | None = None,
+        config: GivenLoss = None,
         *,
         method: Method = "auto",
         tile_rows: int | None = None,
@@ -99,7 +99,7 @@ class CUSALoss(LossTemperatures):
         check_option("method", method, Method)
         if tile_rows is not None and tile_rows < 1:
             raise SettingError(f"tile_rows must be at least 1, got {tile_rows}", name="tile_rows")
-        super().__init__(config or LossConfig())
+        super().__init__(given_loss(config))
         self.method = method
         self.tile_rows = tile_rows
         self.normalize = normalize

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cusa.data.errors import RunError, SettingError
 from cusa.hosts.open_clip.tokens import take_labels
-from cusa.train.loss.config import LossConfig
+from cusa.train.loss.config import GivenLoss, LossConfig, given_loss
 from cusa.train.loss.cusa_loss import CUSALoss
 
 # The name of the module within the model.
@@ -134,7 +134,7 @@ class _TakesLabels(nn.Module):
         return {**outputs, **soft_label_outputs, "pair_labels": pair_labels}
 
 
-def add_soft_labels(model: nn.Module, config: LossConfig | None = None) -> SoftLabels:
+def add_soft_labels(model: nn.Module, config: GivenLoss = None) -> SoftLabels:
     """Add heads and temperatures to an open_clip model, in place.
 
     The names of the model's other parameters and its methods stay as they are. Call it before the
@@ -142,20 +142,20 @@ def add_soft_labels(model: nn.Module, config: LossConfig | None = None) -> SoftL
 
     Args:
         model: A ``CLIP`` or ``CustomTextCLIP`` of open_clip.
-        config: Settings of the loss; ``None``: the defaults.
+        config: Settings of the loss, or values by name; ``None``: the defaults.
 
     Returns:
         The new module, ``model.soft_labels``.
 
     Raises:
-        SettingError: If the loss has neither CSA nor USA nor a rule.
+        SettingError: If a setting is illegal, or the loss has neither CSA nor USA nor a rule.
     """
     clip: Any = model
     device = clip.logit_scale.device
     blank_text = torch.zeros(1, clip.context_length, dtype=torch.long, device=device)
     with torch.no_grad():
         dim = clip.encode_text(blank_text).shape[-1]
-    clip.soft_labels = SoftLabels(dim, config or LossConfig()).to(device)
+    clip.soft_labels = SoftLabels(dim, given_loss(config)).to(device)
     clip.output_dict = True
     # A class of its own, as fully_shard of torch does it: a wrapper would rename the parameters.
     model_class = type(model)

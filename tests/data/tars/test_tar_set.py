@@ -244,7 +244,7 @@ def test_rows_of_several_teachers_and_of_pairs_reach_the_loss(tmp_path, tars):
             name = f"clip-{modality}"
             write_rows(tmp_path, pairs, name, modality, (1,), scale, cross_teacher="clip")
     write_manifest(tmp_path, build_manifest(tmp_path))
-    stage = with_teachers(TarSet(tmp_path), ["more", "eyes"], cross_teacher=())
+    stage = with_teachers(tmp_path, ["more", "eyes"], cross_teacher=())
     samples = webdataset.WebDataset(str(tars[1]), shardshuffle=False).compose(stage)
     batch = default_collate([*samples])
     assert batch["__key__"] == ["000004", "000006", "000007"]

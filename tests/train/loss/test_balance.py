@@ -89,6 +89,15 @@ def test_the_same_batches_give_the_same_weights_and_no_gradients_are_left(host, 
     assert all(parameter.grad is None for parameter in host.parameters())
 
 
+def test_settings_may_be_a_mapping(host, batches):
+    settings = {"terms": ("csa", "usa"), "alpha": 1.0, "beta": 0.75}
+    balanced = []
+    for config in (SOFT_LABELS, settings):
+        losses = [host.losses(config, batch) for batch in batches]
+        balanced.append(balanced_config(config, losses, host.parameters()))
+    assert balanced[0] == balanced[1]
+
+
 def test_what_cannot_be_measured_is_refused(host, batches):
     def losses(**changes):
         for batch in batches:
