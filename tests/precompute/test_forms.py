@@ -8,10 +8,17 @@ import pytest
 
 import cusa
 from cusa.data.store.reader import EmbeddingStore
+from cusa.eval.report import charts
 from tests.data.readers.forms import FILE_FORMS, N_CAPTIONS, N_IMAGES
 from tests.helpers import make_tiny_sentence, make_tiny_vit, run_ok
 
 VAL_FRACTION = 0.25
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(monkeypatch):
+    """Draw none of the eight of each report: no form of data changes them."""
+    monkeypatch.setattr(charts, "line_chart", lambda *_, **__: "")
 
 
 @pytest.fixture(scope="module")
