@@ -28,6 +28,7 @@ from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.train.config_building import merge, parse_settings
 
 from study_experiments import CURVES, EPOCHS, EXPERIMENTS, LEVELS
+from study_options import study_options
 from study_runs import Study, Variant, has_facts
 from study_tables import experiment_table, temperature_chart
 from study_teachers import add_missing_teachers
@@ -136,22 +137,15 @@ def planned(experiments: Experiments, seeds: int) -> Iterator[tuple[str, str, Va
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True))
+@study_options
 @click.option("--experiments", multiple=True, type=click.Choice(list(EXPERIMENTS)))
 @click.option(
     "--only", multiple=True, help="Names of variants; differences are from the first of them."
 )
-@click.option("--seeds", type=POSITIVE, default=1)
 @click.option("--epochs", type=POSITIVE, default=EPOCHS)
-@click.option("--split", default="val", help="What is measured; test is for finals.")
-@click.option(
-    "--judgements", type=click.Path(path_type=Path, exists=True), help="People's, of that split."
-)
 @click.option("--image-encoder", default="efficientnet-lite0", help="Image encoder and teacher.")
 @click.option("--text-encoder", default="minilm", help="Text encoder and teacher.")
-@click.option("--set", "more", multiple=True, metavar="NAME=VALUE", help="A setting of all runs.")
 @click.option("--figure", type=click.Path(path_type=Path), help="RSUM over temperature, as SVG.")
-@click.option("--out", type=click.Path(path_type=Path), help="File of the runs, kept up to date.")
 @one_line_errors
 def main(
     store: Path,

@@ -27,7 +27,7 @@ from flickr8k import Experiments, Results
 from loading import folder_of
 from rich.console import Console
 
-from cusa.cli.console import POSITIVE, one_line_errors, quiet_libraries
+from cusa.cli.console import one_line_errors, quiet_libraries
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.eval.metrics.validation import validation_scores
@@ -43,6 +43,7 @@ from cusa.train.sources import student_sources
 from cusa.train.student_config import MODALITIES
 from cusa.train.trainer import Trainer
 
+from study_options import study_options
 from study_runs import Study, Variant
 from study_tables import experiment_table
 from study_variants import CONTRASTIVE, IMAGE_CSA, PUBLISHED, STRONG
@@ -175,27 +176,20 @@ def experiments(
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True))
+@study_options
 @click.option("--student", "students", multiple=True, type=click.Choice(STUDENTS), default=STUDENTS)
 @click.option(
     "--only", multiple=True, type=click.Choice(list(LOSSES)), default=tuple(LOSSES), help="Losses."
-)
-@click.option("--seeds", type=POSITIVE, default=1)
-@click.option("--split", default="val", help="What is measured.")
-@click.option(
-    "--judgements", type=click.Path(path_type=Path, exists=True), help="People's, of that split."
 )
 @click.option("--image-tower", default="efficientnet-lite0")
 @click.option("--text-tower", default="minilm", help="Of two towers.")
 @click.option("--image-teacher", default="efficientnet-lite0")
 @click.option("--text-teacher", default="minilm", help="And the rows of stored captions.")
 @click.option("--heads-steps", default=0, help="Steps of the heads alone, before both are trained.")
-@click.option("--set", "more", multiple=True, metavar="NAME=VALUE", help="A setting of all runs.")
 @click.option("--workers", type=int, help="[default: those of cusa-train]")
 @click.option(
     "--run-dirs", type=click.Path(path_type=Path), help="Where runs are kept and resumed."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="File of the runs, kept up to date.")
 @one_line_errors
 def main(
     store: Path,

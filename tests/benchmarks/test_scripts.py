@@ -27,6 +27,7 @@ BENCHMARKS = Path(cusa.__file__).parent.parent / "benchmarks"
 SHARED = {
     "no_work",
     "study_experiments",
+    "study_options",
     "study_pairs",
     "study_runs",
     "study_tables",
