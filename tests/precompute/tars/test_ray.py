@@ -62,7 +62,7 @@ def test_an_actor_that_is_killed_leaves_no_trace(tmp_path, teachers, expected):
     wait_for(lambda: has_pairs(folder))
     inodes = {path: path.stat().st_ino for path in folder.glob("pairs/[!.]*.h5")}
     processes = psutil.Process(driver.pid).children(recursive=True)
-    actors = [process for process in processes if TarActor.__name__ in str(process.cmdline())]
+    actors = [process for process in processes if TarActor.__name__ in " ".join(process.cmdline())]
     assert len(actors) == 1
     actors[0].kill()
     done = driver.wait()
