@@ -1,4 +1,4 @@
-"""L2 normalisation with lengths in float64 and a short backward pass."""
+"""L2 normalisation of features of any length, with a short backward pass."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Of such lengths float32 holds the squares, and those of the numbers that matter in them.
+_LEAST_USUAL = 1e-15
+_GREATEST_USUAL = 1e15
+
 
 def unit_features(features: Tensor) -> Tensor:
     """L2-normalise features.
-
-    Lengths are computed in float64, because float32 holds no square above 3e38 or below 1e-45. It
-    may not even hold the length of very large or small features, but always its square root.
 
     Args:
         features: float32 or float64 ``[n, d]``.
@@ -20,45 +21,73 @@ def unit_features(features: Tensor) -> Tensor:
     Returns:
         ``[n, d]`` of the same dtype; rows of zeros stay zeros, with a finite gradient.
     """
-    normalized: Tensor = _UnitFeatures.apply(features)
+    lengths = row_lengths(features.detach())
+    if not are_usual(lengths):
+        # The same directions, with lengths of one or more, or of zero.
+        features = features / _positive(_peaks(features))
+        lengths = _positive(row_lengths(features.detach()))
+    normalized: Tensor = _UnitFeatures.apply(features, lengths)
     return normalized
 
 
+def row_lengths(features: Tensor) -> Tensor:
+    """Return the L2 norm of each row of ``[n, d]`` in its dtype: ``[n, 1]``.
+
+    It may be infinite or zero where the length is not; see :func:`are_usual`.
+    """
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return lengths
+
+
+def are_usual(lengths: Tensor) -> bool:
+    """Tell whether all lengths are known to be far from what float32 cannot hold or square.
+
+    On a GPU, the answer would have to be waited for, and in a compiled graph, nothing may depend on
+    it; nothing is known there.
+    """
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if len(lengths) == 0:
+        return True
+    least, greatest = lengths.aminmax()
+    # False for NaN, too.
+    return least.item() > _LEAST_USUAL and greatest.item() < _GREATEST_USUAL
+
+
+def _peaks(features: Tensor) -> Tensor:
+    """Return the greatest magnitude in each row of ``[n, d]``, without a gradient: ``[n, 1]``."""
+    return features.detach().abs().amax(dim=-1, keepdim=True)
+
+
+def _positive(lengths: Tensor) -> Tensor:
+    """Return the lengths, and 1 for rows of zeros."""
+    return torch.where(lengths > 0, lengths, 1.0)
+
+
 class _UnitFeatures(torch.autograd.Function):
-    """Autograd's own backward pass would repeat each step of the length, in float64."""
+    """Divides rows by their lengths; autograd's own backward pass goes over the rows more often."""
 
     @staticmethod
     def forward(
         ctx: Any,
         features: Tensor,
+        lengths: Tensor,
     ) -> Tensor:
-        inverse_roots = _inverse_roots_of_lengths(features)
-        normalized = (features * inverse_roots).mul_(inverse_roots)
-        ctx.save_for_backward(features, inverse_roots, normalized)
+        normalized = features / lengths
+        ctx.save_for_backward(features, lengths, normalized)
         return normalized
 
     @staticmethod
     def backward(
         ctx: Any,
         gradient: Tensor,
-    ) -> Tensor:
-        features, inverse_roots, normalized = ctx.saved_tensors
+    ) -> tuple[Tensor, None]:
+        features, lengths, normalized = ctx.saved_tensors
         if torch.is_grad_enabled():
             # create_graph=True: the lengths need a gradient, too.
-            inverse_roots = _inverse_roots_of_lengths(features)
-            normalized = features * inverse_roots * inverse_roots
+            lengths = _positive(row_lengths(features))
+            normalized = features / lengths
         # The component along the features changes only their length, so it is removed.
         projection = (normalized * gradient).sum(dim=-1, keepdim=True)
         across_length = torch.addcmul(gradient, normalized, projection, value=-1)
-        return across_length * inverse_roots * inverse_roots
-
-
-def _inverse_roots_of_lengths(features: Tensor) -> Tensor:
-    """Return one over the square root of each row's length, 1 for rows of zeros: ``[n, 1]``."""
-    lengths = torch.linalg.vector_norm(
-        features,
-        dim=-1,
-        keepdim=True,
-        dtype=torch.float64,
-    )
-    return torch.where(lengths > 0, lengths, 1.0).rsqrt().to(features.dtype)
+        return across_length.div_(lengths), None

@@ -9,22 +9,27 @@ from cusa.train.encode_split import embed
 from cusa.train.loss.unit_features import unit_features
 
 
+@pytest.mark.parametrize("size", [1.0, 2.0**70, 2.0**-70])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (4, 512), (0, 8)])
-def test_values_and_gradients_are_those_of_torch(shape):
+def test_values_and_gradients_are_those_of_torch(shape, size):
     generator = torch.Generator().manual_seed(0)
     features, weights = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)
     )
-    ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
+    theirs = features.clone().requires_grad_()
+    ours = (features * size).requires_grad_()
     unit = unit_features(ours)
     expected = torch.nn.functional.normalize(theirs, dim=-1)
     torch.testing.assert_close(unit, expected, rtol=1e-14, atol=0)
     (unit * weights).sum().backward()
     (expected * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours.grad * size, theirs.grad, rtol=1e-12, atol=1e-14)
 
 
-def test_derivatives_are_those_of_finite_differences():
+@pytest.mark.parametrize("known", [True, False], ids=["usual", "unknown"])
+def test_derivatives_are_those_of_finite_differences(known, monkeypatch):
+    """Whether the lengths are known to be usual or not, as on a GPU."""
+    monkeypatch.setattr("cusa.train.loss.unit_features.are_usual", lambda lengths: known)
     features = torch.randn(
         4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     ).requires_grad_()
