@@ -243,7 +243,8 @@ def cross_products(
     scaled_image = image if factor is None else image * factor
     image_to_text = products(scaled_image, candidate_text, batch.rows)
     if batch.compares_itself:
-        return image_to_text, image_to_text.T
+        # Softmaxes are of rows: several terms would copy the columns, each for itself.
+        return image_to_text, image_to_text.T.contiguous()
     scaled_text = text if factor is None else text * factor
     return image_to_text, products(scaled_text, candidate_image, batch.rows)
 

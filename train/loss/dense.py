@@ -9,7 +9,13 @@ from torch.nn import functional as F
 
 from cusa.train.loss.batch import ImageText, LossBatch, MaybeImageText, products
 from cusa.train.loss.config import ALL_TERMS, LossConfig, Term
-from cusa.train.loss.functions import contrastive_targets, divergence_sum
+from cusa.train.loss.functions import (
+    Distributions,
+    contrastive_targets,
+    distributions,
+    divergence_sum,
+    over,
+)
 from cusa.train.loss.rules.registry import RULES
 from cusa.train.loss.rules.soft_labels import csa_labels, usa_labels
 from cusa.train.loss.rules.tile import HIDDEN, Tile
@@ -39,17 +45,17 @@ def dense_loss(
     values = dict.fromkeys(ALL_TERMS, similarity[0].new_zeros(()))
     if "contrastive" in taus:
         pairs = zip(similarity, taus["contrastive"].student, strict=True)
-        values["contrastive"] = contrastive_term(
-            [cross / tau for cross, tau in pairs], batch, config
-        )
+        logits = [over(cross, tau) for cross, tau in pairs]
+        values["contrastive"] = contrastive_term(logits, batch, config)
     tiles: Sequence[Tile] = ()
     if config.summed_terms != ("contrastive",):
         tiles = _tiles(batch, similarity, config)
+    labels = _SoftLabels(config)
     if "csa" in taus:
-        values["csa"] = _soft_label_term("csa", similarity, tiles, batch, taus, config)
+        values["csa"] = _soft_label_term("csa", similarity, tiles, labels, batch, taus)
     if "usa" in taus:
         uni = _uni_similarities(batch)
-        values["usa"] = _soft_label_term("usa", uni, tiles, batch, taus, config)
+        values["usa"] = _soft_label_term("usa", uni, tiles, labels, batch, taus)
     if "rule" in taus:
         if batch.projected:
             similarity = _projected_similarities(batch)
@@ -115,28 +121,60 @@ def _projected_similarities(batch: LossBatch) -> ImageText:
     return matrices
 
 
+class _SoftLabels:
+    """The soft labels of CSA and USA, which are the same ones where both take them of one teacher.
+
+    Args:
+        config: Settings.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+        self._shared: dict[tuple[int, int], Distributions] = {}
+
+    def of(
+        self,
+        term: Term,
+        tile: Tile,
+        tau: Tensor,
+    ) -> Distributions | None:
+        """Return a term's soft labels of a tile at a temperature; ``None`` if there are none."""
+        config = self.config
+        if term == "csa" and config.soft_label_source != "each":
+            logits = csa_labels(tile, config, tau)
+            return logits if logits is None else distributions(logits)
+        # A temperature that both terms share is one tensor.
+        key = (tile.modality, id(tau))
+        if key not in self._shared:
+            logits = usa_labels(tile, config, tau)
+            if logits is None:
+                return None
+            self._shared[key] = distributions(logits)
+        return self._shared[key]
+
+
 def _soft_label_term(
     term: Term,
     student: MaybeImageText,
     tiles: Sequence[Tile],
+    soft_labels: _SoftLabels,
     batch: LossBatch,
     taus: UsedTemperatures,
-    config: LossConfig,
 ) -> Tensor:
     """Return CSA or USA, in the directions that have a teacher, weighted."""
+    config = soft_labels.config
     weight = config.row_weights(len(batch.cross[0]), batch.n_candidates)[term]
-    labels_of_tile = csa_labels if term == "csa" else usa_labels
     student_taus, soft_taus, _ = taus[term]
     total = batch.cross[0].new_zeros(())
     for similarity, tile, tau, tau_soft in zip(
         student, tiles, student_taus, soft_taus, strict=True
     ):
-        labels = labels_of_tile(tile, config, tau_soft)
+        labels = soft_labels.of(term, tile, tau_soft)
         if similarity is None or labels is None:
             # A gradient of zero instead of none: DDP waits for that of every parameter.
             total = total + 0 * (tau + tau_soft)
             continue
-        logits = batch.hide_absent(similarity) / tau
+        logits = over(batch.hide_absent(similarity), tau)
         total = total + divergence_sum(logits, labels, config.divergence(term)) + 0 * tau_soft
     return weight * total
 
@@ -156,11 +194,11 @@ def _rule_term(
         bias = student_taus[0].new_zeros(())
     total = batch.cross[0].new_zeros(())
     for similarity, tile, tau in zip(student, tiles, student_taus, strict=True):
-        logits = batch.hide_absent(similarity) / tau
+        logits = over(batch.hide_absent(similarity), tau)
         rule_output = rule.function(tile, config)
         match rule.gives:
             case "labels":
-                value = divergence_sum(logits, rule_output, rule.divergence)
+                value = divergence_sum(logits, distributions(rule_output), rule.divergence)
             case "mask":
                 visible = logits.masked_fill(~rule_output, HIDDEN)
                 value = F.cross_entropy(visible, tile.hard_labels(), reduction="sum")

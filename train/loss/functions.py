@@ -8,6 +8,8 @@ to the device of the student's similarities, float16 as float32.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -157,28 +159,48 @@ def soft_label_sum(
 ) -> Tensor:
     """Return the divergence of :func:`soft_label_loss`, summed over queries: a scalar."""
     teacher = _teacher_similarity(teacher_similarity, similarity)
-    return divergence_sum(similarity / tau, teacher / tau_soft, divergence)
+    return divergence_sum(similarity / tau, distributions(teacher / tau_soft), divergence)
+
+
+def over(
+    similarity: Tensor,
+    tau: Tensor,
+) -> Tensor:
+    """Return similarities ``[n, m]`` over a temperature, a scalar that may be learnable."""
+    # Autograd would divide a whole matrix twice more to differentiate a division.
+    return similarity * tau.reciprocal()
+
+
+class Distributions(NamedTuple):
+    """Soft labels, and their logarithms: ``[n, m]`` each."""
+
+    labels: Tensor
+    logarithms: Tensor
+
+
+def distributions(logits: Tensor) -> Distributions:
+    """Return the softmax of each row of ``[n, m]``."""
+    # By way of logarithms: a small probability would underflow, and its logarithm be infinite.
+    logarithms = F.log_softmax(logits, dim=-1)
+    return Distributions(logarithms.exp(), logarithms)
 
 
 def divergence_sum(
     logits: Tensor,
-    label_logits: Tensor,
+    targets: Distributions,
     divergence: Divergence,
 ) -> Tensor:
-    """Return the divergence of two softmax distributions, summed over queries: a scalar.
+    """Return the divergence of softmax distributions from targets, summed over queries: a scalar.
 
     Args:
         logits: float ``[n, m]`` of the student.
-        label_logits: float ``[n, m]`` of the targets.
+        targets: Their targets.
         divergence: ``"kl"`` or ``"cross_entropy"``.
     """
-    # Stay in logarithms: a small probability would underflow, and its logarithm be infinite.
     log_student = F.log_softmax(logits, dim=-1)
-    log_labels = F.log_softmax(label_logits, dim=-1)
-    labels = log_labels.exp()
     if divergence == "kl":
-        return (labels * (log_labels - log_student)).sum()
-    return (labels * -log_student).sum()
+        return (targets.labels * (targets.logarithms - log_student)).sum()
+    return -(targets.labels * log_student).sum()
 
 
 def _teacher_similarity(
