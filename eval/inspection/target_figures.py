@@ -74,7 +74,8 @@ def target_figures(
         for term in loss.terms:
             logits = _label_logits(term, modality, tile, loss)
             if logits is not None:
-                figures[term, modality] = _label_figures(logits, batch.image_ids)
+                labels = _softmax(logits)
+                figures[term, modality] = _label_figures(labels, batch.image_ids)
         if loss.rule != "cusa":
             figures[loss.rule, modality] = _rule_figures(tile, loss, batch.image_ids)
     return figures
@@ -101,11 +102,14 @@ def _label_logits(
     return usa_labels(tile, loss, tau_soft)
 
 
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(logits.double(), dim=1)
+
+
 def _label_figures(
-    logits: torch.Tensor,
+    labels: torch.Tensor,
     image_ids: torch.Tensor,
 ) -> TargetFigures:
-    labels = torch.softmax(logits.double(), dim=1)
     sharpness = label_sharpness(labels, image_ids)
     return TargetFigures(
         perplexity=sharpness.perplexity,
@@ -123,7 +127,9 @@ def _rule_figures(
     rule_output = rule.function(tile, loss)
     match rule.gives:
         case "labels":
-            return _label_figures(rule_output, image_ids)
+            return _label_figures(_softmax(rule_output), image_ids)
+        case "distributions":
+            return _label_figures(rule_output.double(), image_ids)
         case "mask":
             n_leaving = (~rule_output).sum(dim=1)
             has_any = n_leaving > 0

@@ -199,6 +199,8 @@ def _rule_term(
         match rule.gives:
             case "labels":
                 value = divergence_sum(logits, distributions(rule_output), rule.divergence)
+            case "distributions":
+                value = F.cross_entropy(logits, rule_output, reduction="sum")
             case "mask":
                 visible = logits.masked_fill(~rule_output, HIDDEN)
                 value = F.cross_entropy(visible, tile.hard_labels(), reduction="sum")

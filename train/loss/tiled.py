@@ -243,6 +243,8 @@ class _Sweeps:
             rule_output = rule.function(tile, config)
             if rule.gives == "labels":
                 return self._softmax_targets(rule_output)
+            if rule.gives == "distributions":
+                return _Targets(rule_output)
             return _Targets(tile.hard_labels(), kept=rule_output)
 
         tau = self.taus[term].soft_labels[tile.modality]

@@ -25,14 +25,14 @@ class Rule(NamedTuple):
     """A label rule.
 
     Attributes:
-        gives: What its function returns, ``[n, M]``: logits of the targets (``"labels"``), which
-            candidates stay beside the positives (``"mask"``), or soft signs for a sigmoid loss
-            (``"signs"``).
+        gives: What its function returns, ``[n, M]``: logits of the targets (``"labels"``), targets
+            that are known as they are (``"distributions"``), which candidates stay beside the
+            positives (``"mask"``), or soft signs for a sigmoid loss (``"signs"``).
         function: The function of a tile.
         divergence: How the student's distributions are compared with the targets.
     """
 
-    gives: Literal["labels", "mask", "signs"]
+    gives: Literal["labels", "distributions", "mask", "signs"]
     function: Callable[[Tile, LossConfig], Tensor]
     divergence: Divergence = "cross_entropy"
 
@@ -43,7 +43,7 @@ RULES: dict[RuleName, Rule] = {
     "hycd": Rule("labels", hycd_labels, divergence="kl"),
     "dr": Rule("labels", dr_labels),
     "dr-sigmoid": Rule("signs", sigmoid_signs),
-    "features": Rule("labels", interactive_labels),
+    "features": Rule("distributions", interactive_labels),
     "guide": Rule("mask", guide_mask),
     "self-guide": Rule("mask", self_guide_mask),
 }

@@ -189,8 +189,8 @@ def interactive_labels(
     tile: Tile,
     loss_config: LossConfig,
 ) -> Tensor:
-    """Return the positives, evenly: the labels of :mod:`cusa.train.loss.features`."""
-    return _log(tile.hard_labels())
+    """Return the labels of :mod:`cusa.train.loss.features` themselves: the positives, evenly."""
+    return tile.hard_labels()
 
 
 def keep_greatest(
