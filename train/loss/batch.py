@@ -176,12 +176,12 @@ def normalized(
         batch: Embeddings.
         with_cross: Whether to normalise those of the cross-modal heads, too.
     """
-    return batch.map(lambda tensor: unit_features(wide(tensor)), with_cross)
+    return batch.map(_wide_unit_features, with_cross)
 
 
-def wide(rows: Tensor) -> Tensor:
-    """Convert to float32; float64 stays as it is."""
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+def _wide_unit_features(features: Tensor) -> Tensor:
+    wide_dtype = torch.promote_types(features.dtype, torch.float32)
+    return unit_features(features.to(wide_dtype))
 
 
 def products(

@@ -132,7 +132,7 @@ class _SoftLabels:
         self.config = config
         self._shared: dict[tuple[int, int], Distributions] = {}
 
-    def of(
+    def for_term(
         self,
         term: Term,
         tile: Tile,
@@ -169,7 +169,7 @@ def _soft_label_term(
     for similarity, tile, tau, tau_soft in zip(
         student, tiles, student_taus, soft_taus, strict=True
     ):
-        labels = soft_labels.of(term, tile, tau_soft)
+        labels = soft_labels.for_term(term, tile, tau_soft)
         if similarity is None or labels is None:
             # A gradient of zero instead of none: DDP waits for that of every parameter.
             total = total + 0 * (tau + tau_soft)

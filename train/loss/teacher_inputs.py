@@ -10,10 +10,9 @@ from torch import Tensor
 
 from cusa.data.errors import EmbeddingsError
 from cusa.train.loss.arrays import Rows, as_rows, rows_in_words
-from cusa.train.loss.batch import LossBatch, TeacherRows, wide
+from cusa.train.loss.batch import LossBatch, TeacherRows
 from cusa.train.loss.config import MODALITIES, LossConfig
 from cusa.train.loss.rules.requirements import ARTICLES, missing_teacher, teachers_read
-from cusa.train.loss.unit_features import are_usual, row_lengths
 
 TeacherArgument = Rows | Sequence[Rows] | None
 CrossTeachers = Sequence[tuple[Rows, Rows]] | None
@@ -187,12 +186,12 @@ def check_teacher_rows(batch: LossBatch) -> None:
     Raises:
         EmbeddingsError: If a row is zero or has no finite length; ``location`` is the rows.
     """
-    if _all_are_usual(batch):
-        return
-    usable = _usable_rows(batch)
-    # Wait for a GPU once, not once per teacher.
-    if not usable or torch.stack([rows.all() for rows in usable.values()]).all():
-        return
+    # Most lengths are seen in float32; only float64 tells the others from zero and infinity.
+    for dtype in (torch.float32, torch.float64):
+        usable = _usable_rows(batch, dtype)
+        # Wait for a GPU once, not once per teacher.
+        if not usable or torch.stack([rows.all() for rows in usable.values()]).all():
+            return
     for name, is_usable in usable.items():
         row_numbers = (~is_usable).nonzero().flatten().tolist()
         if not row_numbers:
@@ -206,20 +205,14 @@ def check_teacher_rows(batch: LossBatch) -> None:
         )
 
 
-def _all_are_usual(batch: LossBatch) -> bool:
-    """Tell whether the lengths of all teacher rows are known to be usual ones."""
-    for _, rows, _ in named_rows(batch.teacher, batch.cross_teacher):
-        if not are_usual(row_lengths(wide(rows))):
-            return False
-    return True
-
-
-def _usable_rows(batch: LossBatch) -> dict[str, Tensor]:
-    """Return by name which rows have a finite length that is not zero: bool ``[M]``."""
+def _usable_rows(
+    batch: LossBatch,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Return by name which rows have a finite length in a dtype that is not zero: bool ``[M]``."""
     usable: dict[str, Tensor] = {}
     for name, rows, _ in named_rows(batch.teacher, batch.cross_teacher):
-        # float32 would take the shortest for zero and the longest for infinite.
-        lengths = torch.linalg.vector_norm(rows.double(), dim=1)
+        lengths = torch.linalg.vector_norm(rows.to(dtype), dim=1)
         is_usable = (lengths > 0) & lengths.isfinite()
         usable[name] = is_usable if batch.mask is None else is_usable | ~batch.mask
     return usable
