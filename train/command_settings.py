@@ -32,7 +32,7 @@ from cusa.train.preset_files import load_preset
 from cusa.train.saving.hub_student import local_student
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
-from cusa.train.settings import shortened
+from cusa.train.settings import shown
 from cusa.train.stores import open_store
 
 # Settings that later versions added, and sections of such, which end in a dot; their defaults
@@ -166,7 +166,7 @@ def _nested_setting(name: str, value: Any) -> dict[str, Any]:
     if name == "loss":
         if not isinstance(value, str) or value not in TERMS:
             raise SettingError(
-                f"loss must be one of {', '.join(TERMS)}; got {shortened(repr(value))}", name="loss"
+                f"loss must be one of {', '.join(TERMS)}; got {shown(value)}", name="loss"
             )
         value = TERMS[value]
     if isinstance(value, os.PathLike):

@@ -12,7 +12,7 @@ import yaml
 from cusa.data.errors import FileFormatError, SettingError
 from cusa.data.yaml_files import parse_yaml, read_yaml
 from cusa.train.config import Config
-from cusa.train.settings import shortened, validate
+from cusa.train.settings import shortened, shown, validate
 
 _MOST_BYTES = 1_000_000  # in a file of settings
 _MOST_DOTS = 8  # in a setting's full name; no setting has as many
@@ -113,7 +113,7 @@ def refuse_hidden(
             continue
         if not isinstance(hidden, Mapping):
             full_name = f"{prefix}{name}"
-            value_text = shortened(repr(hidden))
+            value_text = shown(hidden)
             raise SettingError(
                 f"setting {full_name} must be settings below it, got {value_text}", name=full_name
             )

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import numbers
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
@@ -114,13 +115,20 @@ def validate(cls: type[T], values: Any) -> T:
             ``"loss.alpha"``.
     """
     try:
-        return TypeAdapter(cls).validate_python(values)
+        return TypeAdapter(cls).validate_python(_with_dicts(values))
     except ValidationError as error:
         raise _setting_error(cls, error, "setting ") from None
     except RecursionError:
         raise SettingError(
             "the settings are nested too deeply; expected sections with settings below them"
         ) from None
+
+
+def _with_dicts(value: Any) -> Any:
+    """Replace nested mappings by dicts, the only ones that pydantic reads settings from."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _with_dicts(nested) for name, nested in value.items()}
 
 
 def settings_schema(cls: Any) -> dict[str, Any]:
@@ -209,7 +217,7 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
     legal = legal_values(schema)
     if first["type"] == "missing":
         return SettingError(f"{kind}{name} is missing; it must be {legal}", name=name)
-    message = f"{kind}{name} must be {legal}, got {_shown(first['input'])}"
+    message = f"{kind}{name} must be {legal}, got {shown(first['input'])}"
     return SettingError(message, name=name)
 
 
@@ -220,7 +228,8 @@ def shortened(text: str) -> str:
     return f"{text[:_SHOWN_CHARACTERS]}..."
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Describe a value for a message, as Python writes it, shortened if it is long."""
     try:
         return shortened(repr(value))
     except ValueError:

@@ -29,7 +29,7 @@ from cusa.stages.teacher_run import (
     recorded,
     run_to_end,
 )
-from cusa.train.settings import shortened
+from cusa.train.settings import shown
 
 if TYPE_CHECKING:
     from cusa.data.tars.manifest import Manifest
@@ -191,7 +191,7 @@ def _tar_names(dataset: Any) -> tuple[str, ...]:
         return as_names(dataset)
     except ValueError:
         raise DataError(
-            f"{shortened(repr(dataset))} names no tars; pass paths such as "
+            f"{shown(dataset)} names no tars; pass paths such as "
             "'set/{00000..00999}.tar', or folders of tars",
             name="dataset",
         ) from None

@@ -1,5 +1,6 @@
 import pickle
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -218,6 +219,12 @@ def test_settings_are_checked_where_code_sets_them():
         assert (error.value.name, "\n" in str(error.value)) == (name, False)
     assert LossConfig(terms=["csa"], alpha=np.float32(0.5)) == LossConfig(terms=("csa",), alpha=0.5)
     assert pickle.loads(pickle.dumps(Config())) == Config()
+
+
+def test_sections_may_be_mappings_of_any_class():
+    tau = MappingProxyType({"init": 0.07, "min": 0.01, "max": 0.1})
+    config = build_config({"loss": MappingProxyType({"tau": tau})})
+    assert config.loss.tau == Temperature(0.07, 0.01, 0.1)
 
 
 def test_a_name_that_is_no_text_is_unknown():

@@ -59,7 +59,13 @@ def test_settings_of_the_loss_may_be_a_mapping(store):
 
 
 @pytest.mark.parametrize(
-    ("config", "name"), [({"alfa": 1}, "alfa"), ({"alpha": -1}, "alpha"), ("usa", "config")]
+    ("config", "name"),
+    [
+        ({"alfa": 1}, "alfa"),
+        ({"alpha": -1}, "alpha"),
+        ("usa", "config"),
+        pytest.param(10**5000, "config", id="more digits than Python writes"),
+    ],
 )
 def test_settings_that_the_loss_does_not_have_are_refused(store, config, name):
     for use in (partial(Teachers, store, "train", config=config), partial(CUSALoss, config)):

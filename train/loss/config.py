@@ -24,7 +24,7 @@ from cusa.train.loss.temperature_settings import (
     Temperature,
     TemperaturePair,
 )
-from cusa.train.settings import Field, Flag, Number, WholeNumber, settings, shortened, validate
+from cusa.train.settings import Field, Flag, Number, WholeNumber, settings, shown, validate
 
 if TYPE_CHECKING:  # settings are read without torch
     from torch import Tensor
@@ -415,7 +415,7 @@ class LossConfig:
         return temperatures
 
 
-# Settings as such, by name in a (nested) mapping, or none for the defaults.
+# Settings, or values by name in nested mappings; None: the defaults.
 GivenLoss: TypeAlias = LossConfig | Mapping[str, Any] | None
 
 
@@ -434,9 +434,7 @@ def given_loss(config: GivenLoss) -> LossConfig:
     if not isinstance(config, LossConfig | Mapping):
         raise SettingError(
             "config must be a cusa.LossConfig, or values by name such as {'alpha': 1}; got "
-            f"{shortened(repr(config))}",
+            f"{shown(config)}",
             name="config",
         )
-    if isinstance(config, Mapping):
-        config = dict(config)
     return validate(LossConfig, config)

@@ -13,7 +13,7 @@ from typing import Any
 from cusa.data.errors import SettingError
 from cusa.train.config_building import load_config_file, merge, nest
 from cusa.train.loss.config import LossConfig, Term
-from cusa.train.settings import shortened, validate
+from cusa.train.settings import shortened, shown, validate
 
 _SECTIONS = ("contrastive", "cross_softlabel", "uni_softlabel")
 _SWITCHES: dict[str, Term] = {
@@ -156,6 +156,6 @@ def _translated(published_name: str, value: Any) -> Any:
             return translated
     legal = ", ".join(map(str, translations))
     raise SettingError(
-        f"loss_config.{published_name} must be one of {legal}, got {shortened(repr(value))}",
+        f"loss_config.{published_name} must be one of {legal}, got {shown(value)}",
         name=published_name,
     )
