@@ -621,6 +621,13 @@ def test_what_cannot_be_trained_so_is_refused(store, models, tmp_path, settings,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_layer_that_peft_cannot_adapt_is_refused():
+    """The stem of EfficientNet is of a class that pads for one size of pictures."""
+    with pytest.raises(StudentError) as refused:
+        _adapted("efficientnet-lite0", targets="_conv_stem")
+    assert fault_of(refused.value) == Fault(StudentError, name="student.lora.targets")
+
+
 def test_a_tower_without_layers_for_adapters_is_refused(tmp_path):
     """BiT standardises the weights of its convolutions: what is added to them is lost."""
     sizes = {"embedding_size": 8, "hidden_sizes": [32, 32], "depths": [1, 1], "num_groups": 8}

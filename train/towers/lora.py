@@ -112,10 +112,17 @@ def _no_target(
     if targets is None:
         problem = f"{model_name} has neither linear layers nor 1 x 1 convolutions; name others"
     return SettingError(
-        f"setting student.lora.targets: {problem}; its layers are "
-        f"{', '.join(layers[:_SHOWN_LAYERS])} and others",
+        f"setting student.lora.targets: {problem}; its layers are {_listed(layers)}",
         name="student.lora.targets",
     )
+
+
+def _listed(layers: Sequence[str]) -> str:
+    """Return the first names of layers, for a message."""
+    listed = ", ".join(layers[:_SHOWN_LAYERS])
+    if len(layers) > _SHOWN_LAYERS:
+        listed += " and others"
+    return listed
 
 
 def _inject(
@@ -141,7 +148,7 @@ def _inject(
         peft.inject_adapter_in_model(adapters, model)
     except Exception as error:  # on layers of other kinds, peft raises nearly anything
         raise StudentError(
-            f"peft has no adapters for these layers ({first_line(error)}); name others: "
+            f"peft cannot adapt {_listed(layers)} ({first_line(error)}); name other layers: "
             "student.lora.targets",
             name="student.lora.targets",
         ) from None
