@@ -16,6 +16,9 @@ from cusa.train.towers.lora import add_adapters
 from cusa.train.towers.packaged import efficientnet_tower, sentence_tower
 from cusa.train.towers.tower import Tower, Towers, stored_tower
 
+# Within a tower's folder, the file that tells what the tower is made from; by kind.
+_DESCRIPTIONS = {"hf": "config.json", "st": "modules.json", MINILM: "modules.json"}
+
 
 class BuiltStudent(NamedTuple):
     """A student and its towers."""
@@ -106,7 +109,7 @@ def model_tower(
         return efficientnet_tower(pretrained)
     source = spec.name
     if folder is not None:
-        source = _described_tower(folder, modality)
+        source = _described_tower(folder, modality, spec)
     if spec.kind == "hf":
         make = {"image": image_tower, "text": text_tower}[modality]
         return make(source, pretrained)
@@ -116,16 +119,21 @@ def model_tower(
 def _described_tower(
     folder: Path,
     modality: Modality,
+    spec: TowerSpec,
 ) -> str:
-    """Return the folder of a tower within a student's; if it is missing, no hub is asked for it."""
-    tower_folder = folder / modality
-    if not tower_folder.is_dir():
+    """Return the folder of a tower within a student's.
+
+    If its description is missing, no hub is asked for it. Of a folder without ``modules.json``,
+    sentence-transformers would make another model: mean pooling, whatever the tower had.
+    """
+    description = Path(modality, _DESCRIPTIONS[spec.kind])
+    if not (folder / description).is_file():
         raise StudentError(
-            f"{folder} lacks the folder {modality}, which tells what that tower is made from; "
-            "restore it, or train again",
+            f"{folder} lacks {description}, which tells what that tower is made from; restore it, "
+            "or train again",
             path=folder,
         )
-    return str(tower_folder.absolute())
+    return str((folder / modality).absolute())
 
 
 def described_in(
@@ -135,9 +143,8 @@ def described_in(
     """Return the files of a student's folder that describe the models of its towers."""
     if config.dual_encoder is not None:
         return [folder / "config.json"]
-    descriptions = {"hf": "config.json", "st": "modules.json", MINILM: "modules.json"}
     paths = []
     for modality, tower in config.towers.items():
-        if tower.kind in descriptions:
-            paths.append(folder / modality / descriptions[tower.kind])
+        if tower.kind in _DESCRIPTIONS:
+            paths.append(folder / modality / _DESCRIPTIONS[tower.kind])
     return paths

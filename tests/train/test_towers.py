@@ -351,6 +351,15 @@ def test_a_students_folder_without_a_tower_is_refused(runs, tmp_path, monkeypatc
     assert refused.value.path == Path("owner")
 
 
+def test_a_tower_without_its_list_of_modules_is_refused(runs, tmp_path):
+    """Without one, sentence-transformers would pool in its own way, and so give other features."""
+    folder = shutil.copytree(runs / "stored-trained" / "best", tmp_path / "best")
+    (folder / "text" / "modules.json").unlink()
+    with pytest.raises(StudentError) as refused:
+        load_saved(folder)
+    assert refused.value.path == folder
+
+
 def test_a_tower_of_sentence_transformers_is_stored_once(runs):
     """Beside the student's weights, ``best/text`` has none; it is no model by itself."""
     best = runs / "stored-trained" / "best"
