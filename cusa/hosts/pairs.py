@@ -36,6 +36,7 @@ class SplitTeachers:
 
     Raises:
         StoreError: If the store has no such split or teacher.
+        DataError: If the splits are a single text.
     """
 
     def __init__(
@@ -47,6 +48,11 @@ class SplitTeachers:
         cross_teacher: TeacherNames = None,
         config: GivenLoss = None,
     ) -> None:
+        if isinstance(splits, str):
+            raise DataError(
+                f"splits must be a tuple of names, ({splits!r},); got the text {splits!r}",
+                name="splits",
+            )
         store = opened(store)
         self.splits = splits
         self.of_split: dict[str, Teachers] = {}
@@ -90,6 +96,23 @@ class SplitTeachers:
         split_numbers, caption_rows = pair_labels.T.tolist()
         names = [self.splits[number] for number in split_numbers]
         return self.of_batch(names).rows(caption_rows, pair_labels.device)
+
+
+def split_number(
+    splits: Sequence[str],
+    name: str,
+) -> int:
+    """Return the number of a split among those of a loss, by which labels name it.
+
+    Raises:
+        DataError: If it is not one of them.
+    """
+    if name not in splits:
+        raise DataError(
+            f"{name!r} is not among the loss's splits ({', '.join(splits)}); name it there, too",
+            name=name,
+        )
+    return splits.index(name)
 
 
 def usable_captions(

@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 from cusa.data.errors import RunError
 from cusa.data.store.reader import GivenStore, opened
 from cusa.data.store.teacher_choice import TeacherNames
-from cusa.hosts.pairs import SplitTeachers, usable_captions
+from cusa.hosts.pairs import SplitTeachers, split_number, usable_captions
 from cusa.hosts.unused_features import with_gradients_of
 from cusa.train.loss.config import GivenLoss
 from cusa.train.loss.cusa_loss import CUSALoss
@@ -54,8 +54,6 @@ class StoredSoftLabelLoss(nn.Module):
     Requirements: a model that takes images and texts; a data set with the columns ``image``,
     ``caption`` and ``label`` in this order (:func:`pairs_dataset`); a store with an image teacher,
     a text teacher or both.
-
-    Inputs: ``[(image, caption)]``; labels int64 ``[B, 2]``: split number, caption row.
 
     Args:
         model: The model, with the two heads of :func:`with_uni_heads`; without them, USA uses its
@@ -255,7 +253,9 @@ def pairs_dataset(
 
     Raises:
         StoreError: If the store has no such split.
+        DataError: If it is not one of the loss's.
     """
+    number = split_number(splits, name)
     store = opened(store)
     split = store.split(name)
     columns: dict[str, list[Any]] = {"image": [], "caption": [], "label": []}
@@ -263,7 +263,7 @@ def pairs_dataset(
         image_row = int(split.caption_image[caption_row])
         columns["image"].append(str(store.image_root / split.image_paths[image_row]))
         columns["caption"].append(split.captions[caption_row])
-        columns["label"].append([splits.index(name), caption_row])
+        columns["label"].append([number, caption_row])
     return Dataset.from_dict(columns).cast_column("image", Image())
 
 

@@ -33,6 +33,11 @@ class NamedFiles:
         image_root: Path | None = None,
         manifest: Manifest | None = None,
     ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise StoreError(
+                f"a {type(folder).__name__} is no set of tars; pass the folder or URL of one",
+                name="folder",
+            )
         self.path = Path(folder)
         self.files = SetFiles(self.path)
         if manifest is None:

@@ -46,7 +46,7 @@ class TarSet(NamedFiles):
         manifest: The set's manifest.
 
     Raises:
-        StoreError: If the manifest is missing or damaged.
+        StoreError: If the folder is no path, or the manifest is missing or damaged.
     """
 
     @property

@@ -1,9 +1,11 @@
-"""What the modules for other trainers take a store and the settings of the loss as."""
+"""The store and the settings of the loss, as the modules for other trainers take them."""
 
 import pytest
 
+from cusa.data.errors import DataError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.hosts import sentence_transformers, transformers
+from cusa.hosts.open_clip import SoftLabels
 from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.hosts.transformers import SoftLabelCollator
 from cusa.train.loss.config import LossConfig
@@ -29,3 +31,21 @@ def test_a_store_may_be_a_path_and_settings_a_mapping(path, config):
         assert len(transformers.pairs_dataset(store, "val")) == 20
         assert len(sentence_transformers.pairs_dataset(store, ("train", "val"), "val")) == 20
         assert len(sentence_transformers.retrieval_evaluator(store, "val").queries) == 20
+
+
+@pytest.mark.parametrize("config", [USA_OF_IMAGES, LossConfig(**USA_OF_IMAGES)])
+def test_soft_labels_of_open_clip_take_settings_as_a_mapping(config):
+    assert SoftLabels(4, config).config == LossConfig(**USA_OF_IMAGES)
+
+
+def test_a_single_text_is_no_tuple_of_splits(path):
+    with pytest.raises(DataError) as refused:
+        SplitTeachers(path, "train")
+    assert refused.value.name == "splits"
+
+
+def test_pairs_of_a_split_that_the_loss_lacks_are_refused(path):
+    """Their labels name the split by its number among the loss's."""
+    with pytest.raises(DataError) as refused:
+        sentence_transformers.pairs_dataset(path, ("train",), "val")
+    assert refused.value.name == "val"

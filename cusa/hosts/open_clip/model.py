@@ -41,23 +41,24 @@ class SoftLabels(nn.Module):
 
     Args:
         dim: Dimension of the model's features.
-        config: Settings of the loss. Its contrastive term is open_clip's own.
+        config: Settings of the loss, or values by name; ``None``: the defaults. The contrastive
+            term is open_clip's own.
 
     Attributes:
-        config: As given.
+        config: The settings.
         cusa: The loss with the temperatures; it gathers the batches of all ranks.
         uni_heads: The heads ``image`` and ``text``; none without USA.
 
     Raises:
-        SettingError: If the loss has neither CSA nor USA nor a rule.
+        SettingError: If a setting is illegal, or the loss has neither CSA nor USA nor a rule.
     """
 
-    def __init__(self, dim: int, config: LossConfig) -> None:
+    def __init__(self, dim: int, config: GivenLoss = None) -> None:
         super().__init__()
-        self.config = config
-        self.cusa = CUSALoss(without_contrastive(config), gather=True)
+        self.config = given_loss(config)
+        self.cusa = CUSALoss(without_contrastive(self.config), gather=True)
         self.uni_heads = nn.ModuleDict()
-        if "usa" in config.terms:
+        if "usa" in self.config.terms:
             for name in ("image", "text"):
                 self.uni_heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
         self.register_load_state_dict_pre_hook(_refuse_other_keys)
@@ -155,7 +156,7 @@ def add_soft_labels(model: nn.Module, config: GivenLoss = None) -> SoftLabels:
     blank_text = torch.zeros(1, clip.context_length, dtype=torch.long, device=device)
     with torch.no_grad():
         dim = clip.encode_text(blank_text).shape[-1]
-    clip.soft_labels = SoftLabels(dim, given_loss(config)).to(device)
+    clip.soft_labels = SoftLabels(dim, config).to(device)
     clip.output_dict = True
     # A class of its own, as fully_shard of torch does it: a wrapper would rename the parameters.
     model_class = type(model)

@@ -235,6 +235,12 @@ def test_a_teacher_is_chosen_among_several(tmp_path, tars):
         tar_set.rows("unknown", "00000")
 
 
+def test_what_is_no_set_is_refused():
+    with pytest.raises(StoreError) as refused:
+        with_teachers(None)
+    assert refused.value.name == "folder"
+
+
 def test_rows_of_several_teachers_and_of_pairs_reach_the_loss(tmp_path, tars):
     write_set(tmp_path, tars)
     for tar in tars:
