@@ -35,11 +35,12 @@ def fork_server() -> ForkServerContext:
 
 
 def run_script(
-    script: Path | str, *arguments: object, cwd: Path, timeout_s: float = 300
+    script: Path | str, *arguments: object, cwd: Path, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Run a script, or a module by its name, as ``python`` does; its status and what it printed.
 
-    One that does not end is killed, and the test fails.
+    One that does not end is killed, and the test fails: with what it printed, as that is before the
+    limit of a test (setup.cfg).
     """
     command = [str(script), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as name:

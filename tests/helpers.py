@@ -171,7 +171,8 @@ def run_ranks(
         ranks[number].send_signal(signal.SIGKILL)
     done = [rank.wait() for rank in ranks]
     assert not late, f"ranks {late} do not end: {[(rank.stdout, rank.stderr) for rank in done]}"
-    status = status or max(rank.returncode for rank in done)
+    if not status:  # they ended within one look at them
+        status = next((rank.returncode for rank in done if rank.returncode), 0)
     texts = ("".join(rank.stdout for rank in done), "".join(rank.stderr for rank in done))
     return subprocess.CompletedProcess(list(args), status, *texts)
 

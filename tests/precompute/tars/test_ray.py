@@ -81,10 +81,13 @@ def test_ctrl_c_ends_the_driver_and_ray(tmp_path, teachers, expected):
     driver = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    wait_for(lambda: has_pairs(tmp_path / "set"))
-    processes = psutil.Process(driver.pid).children(recursive=True)
-    os.killpg(driver.pid, signal.SIGINT)
-    _, messages = driver.communicate(timeout=PATIENCE_S)
+    try:
+        wait_for(lambda: has_pairs(tmp_path / "set"))
+        processes = psutil.Process(driver.pid).children(recursive=True)
+        os.killpg(driver.pid, signal.SIGINT)
+        _, messages = driver.communicate(timeout=PATIENCE_S)
+    finally:
+        driver.kill()  # it goes on if the test has failed by now
     errors = [line for line in messages.splitlines() if line.startswith("Error: ")]
     assert (driver.returncode, len(errors)) == (130, 1), messages
     assert "Traceback" not in messages
