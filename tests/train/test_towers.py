@@ -564,6 +564,16 @@ def test_merged_adapters_of_efficientnet_give_the_same_features():
     assert abs(_unit_features(pretrained, "image") - unmerged).max() > 1e-2
 
 
+def test_a_model_that_asks_its_convolutions_for_their_stride_has_adapters(tmp_path):
+    """MobileNet pads for each convolution by its kernel size, stride and dilation."""
+    save_vision(tmp_path, "MobileNetV2Model", "MobileNetV2Config", depth_multiplier=0.25)
+    _, towers = _adapted(f"hf:{tmp_path}")
+    assert _adapted_layers(towers)
+    with_adapters = _unit_features(towers.image, "image")
+    merge_adapters(towers.image.model)
+    np.testing.assert_allclose(_unit_features(towers.image, "image"), with_adapters, atol=1e-5)
+
+
 def test_an_export_of_efficientnet_has_its_adapters_in_the_weights(store, models, tmp_path):
     from sentence_transformers import SentenceTransformer
 

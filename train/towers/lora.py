@@ -154,3 +154,14 @@ def _inject(
         ) from None
     for parameter, was_trained in were_trained:
         parameter.requires_grad_(was_trained)
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            _show_shape(module)
+
+
+def _show_shape(layer: Any) -> None:
+    """Give an adapted convolution the attributes by which a model may pad (MobileNet does)."""
+    base = layer.get_base_layer()
+    if isinstance(base, nn.Conv2d):
+        for name in ("kernel_size", "stride", "dilation"):
+            setattr(layer, name, getattr(base, name))
