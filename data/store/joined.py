@@ -75,8 +75,8 @@ def join(
         raise DataError("give either caption_ids or annotations", name="caption_ids")
     if not hasattr(split, "caption_rows"):
         raise DataError(
-            f"a {type(split).__name__} is no split of a store; pass store.split(NAME), or use "
-            "store.join",
+            f"a split of a store is needed, store.split(NAME), or store.join; got "
+            f"{type(split).__name__}",
             name="split",
         )
     if caption_ids is not None:

@@ -64,7 +64,7 @@ class EmbeddingStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
             raise StoreError(
-                f"a {type(path).__name__} is no embedding store; pass the path of one, NAME.h5",
+                f"the path of an embedding store, NAME.h5, is needed; got {type(path).__name__}",
                 name="path",
             )
         self.path = Path(path)

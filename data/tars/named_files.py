@@ -35,7 +35,7 @@ class NamedFiles:
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise StoreError(
-                f"a {type(folder).__name__} is no set of tars; pass the folder or URL of one",
+                f"the folder or URL of a set of tars is needed; got {type(folder).__name__}",
                 name="folder",
             )
         self.path = Path(folder)
