@@ -27,7 +27,7 @@ types: $(STAMP)
 	MYPYPATH=build/types $(BIN)/mypy build/types/cusa tests/stages/typed_user.py
 
 pytest: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 docs: $(STAMP)
 	$(BIN)/python docs/build_api.py build/docs
