@@ -23,8 +23,9 @@ def unit_features(features: Tensor) -> Tensor:
     """
     lengths = row_lengths(features.detach())
     if not are_usual(lengths):
-        # The same directions, with lengths of one or more, or of zero.
-        features = features / _positive(_peaks(features))
+        # No row may depend on the others, to the last bit: those of usual length stay as they are.
+        is_usual = (lengths > _LEAST_USUAL) & (lengths < _GREATEST_USUAL)
+        features = features / torch.where(is_usual, 1.0, _positive(_peaks(features)))
         lengths = _positive(row_lengths(features.detach()))
     normalized: Tensor = _UnitFeatures.apply(features, lengths)
     return normalized

@@ -1,5 +1,7 @@
 """Features of length one against torch's own, in value, gradient and second derivative."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +76,12 @@ def test_students_and_teachers_give_rows_of_length_one(size, dtype):
         "text", "made-up", "0" * 64, 2, {}, "", lambda inputs: inputs["x"], 2, tokenize=lambda _: {}
     )
     np.testing.assert_allclose(teacher.rows({"x": features}, "cpu", "fp32"), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("other", [0.0, 1e-30, 1e30, math.inf, math.nan])
+def test_a_row_has_the_same_bits_beside_any_other(other):
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(64, 512, generator=generator)
+    alone = unit_features(rows)
+    with_other = unit_features(torch.cat([rows, torch.full((1, 512), other)]))
+    assert torch.equal(with_other[:64], alone)
