@@ -172,13 +172,7 @@ class _TemperatureCallback(TrainerCallback):
     def __init__(self, loss: StoredSoftLabelLoss) -> None:
         self.loss = loss
 
-    def on_save(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        **_: Any,
-    ) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the temperatures to the checkpoint."""
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)
@@ -288,7 +282,9 @@ def retrieval_evaluator(
     """
     store = opened(store)
     split = store.split(name)
-    queries, corpus, relevant = {}, {}, {}
+    queries: dict[str, str] = {}
+    corpus: dict[str, dict[str, str]] = {}
+    relevant: dict[str, set[str]] = {}
     for caption_row in usable_captions(store, name).tolist():
         image_row = int(split.caption_image[caption_row])
         query_id, image_id = str(caption_row), str(image_row)

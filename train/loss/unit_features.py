@@ -21,26 +21,26 @@ def unit_features(features: Tensor) -> Tensor:
     Returns:
         ``[n, d]`` of the same dtype; rows of zeros stay zeros, with a finite gradient.
     """
-    lengths = row_lengths(features.detach())
-    if not are_usual(lengths):
+    lengths = _row_lengths(features.detach())
+    if not _are_usual(lengths):
         # No row may depend on the others, to the last bit: those of usual length stay as they are.
         is_usual = (lengths > _LEAST_USUAL) & (lengths < _GREATEST_USUAL)
         features = features / torch.where(is_usual, 1.0, _positive(_peaks(features)))
-        lengths = _positive(row_lengths(features.detach()))
+        lengths = _positive(_row_lengths(features.detach()))
     normalized: Tensor = _UnitFeatures.apply(features, lengths)
     return normalized
 
 
-def row_lengths(features: Tensor) -> Tensor:
+def _row_lengths(features: Tensor) -> Tensor:
     """Return the L2 norm of each row of ``[n, d]`` in its dtype: ``[n, 1]``.
 
-    It may be infinite or zero where the length is not; see :func:`are_usual`.
+    It may be infinite or zero where the length is not; see :func:`_are_usual`.
     """
     lengths: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     return lengths
 
 
-def are_usual(lengths: Tensor) -> bool:
+def _are_usual(lengths: Tensor) -> bool:
     """Tell whether all lengths are known to be far from what float32 cannot hold or square.
 
     On a GPU, the answer would have to be waited for, and in a compiled graph, nothing may depend on
@@ -86,7 +86,7 @@ class _UnitFeatures(torch.autograd.Function):
         features, lengths, normalized = ctx.saved_tensors
         if torch.is_grad_enabled():
             # create_graph=True: the lengths need a gradient, too.
-            lengths = _positive(row_lengths(features))
+            lengths = _positive(_row_lengths(features))
             normalized = features / lengths
         # The component along the features changes only their length, so it is removed.
         projection = (normalized * gradient).sum(dim=-1, keepdim=True)

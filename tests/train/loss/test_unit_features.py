@@ -31,7 +31,7 @@ def test_values_and_gradients_are_those_of_torch(shape, size):
 @pytest.mark.parametrize("known", [True, False], ids=["usual", "unknown"])
 def test_derivatives_are_those_of_finite_differences(known, monkeypatch):
     """Whether the lengths are known to be usual or not, as on a GPU."""
-    monkeypatch.setattr("cusa.train.loss.unit_features.are_usual", lambda lengths: known)
+    monkeypatch.setattr("cusa.train.loss.unit_features._are_usual", lambda lengths: known)
     features = torch.randn(
         4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     ).requires_grad_()
